@@ -1,0 +1,459 @@
+"""Everything that travels between genfleet's processes over the bus, in one file.
+
+Wire rules: JSON by msgspec; every message carries its ``kind``; unknown fields are ignored, and a field added later
+has a default, so that two versions understand each other during a rolling deploy. For the same reason words that may
+grow (tasks, stages, failure reasons, solvers) are plain strings on the wire, with today's vocabulary named below.
+Each message has a golden JSON under ``tests/golden/``.
+
+Times: ``*_s`` are durations in seconds. ``at`` and ``created_at`` are the writer's wall clock in seconds since 1970,
+for people to read only: nothing is ever decided by them. What is decided by time uses ``age_s`` (see ``lifecycle``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+DEFAULT_TENANT = "default"
+
+
+class State(StrEnum):
+    """Where a job is. ``lifecycle.EDGES`` says which moves exist."""
+
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class Task(StrEnum):
+    """What a model is asked to do."""
+
+    TEXT_TO_VIDEO = "text-to-video"
+    IMAGE_TO_VIDEO = "image-to-video"
+    TEXT_TO_IMAGE = "text-to-image"
+
+
+class Reason(StrEnum):
+    """Why a job failed, was handed back or refused."""
+
+    START_DEADLINE_EXCEEDED = "start_deadline_exceeded"
+    RUN_TIMEOUT = "run_timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    SETBACKS_EXHAUSTED = "setbacks_exhausted"
+    INPUT_REJECTED = "input_rejected"
+    ENGINE_ERROR = "engine_error"
+    DEVICE_ERROR = "device_error"
+    GROUP_LOST = "group_lost"
+    GROUP_HUNG = "group_hung"
+    WORKER_LOST = "worker_lost"
+    WORKER_DRAINING = "worker_draining"
+    WORKER_BUSY = "worker_busy"
+    CANNOT_SERVE = "cannot_serve"
+    NO_RESPONSE = "no_response"
+    CANCEL_REQUESTED = "cancel_requested"
+
+
+class Stage(StrEnum):
+    """The engine's stages, in the order of a job's way through them."""
+
+    PREPARING = "preparing"
+    ENCODE_TEXT = "encode_text"
+    ENCODE_IMAGE = "encode_image"
+    DENOISE = "denoise"
+    DECODE = "decode"
+    MUX = "mux"
+    UPLOADING = "uploading"
+
+
+class Message(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Base of all that has a ``kind``."""
+
+
+# --- what a model is asked to do -------------------------------------------------------------------------------
+
+
+class Input(Struct, frozen=True, kw_only=True):
+    """A file that a job reads: where it lies in the artifact store."""
+
+    key: str
+    media_type: str
+    size: int
+    sha256: str
+
+
+class Parallel(Struct, frozen=True, kw_only=True):
+    """The layout a job asks for; None leaves it to the pool. Degrees are in ranks."""
+
+    cfg_size: int | None = None
+    ulysses_size: int | None = None
+    vae_parallel: bool | None = None
+    dit_fsdp: bool | None = None
+    t5_fsdp: bool | None = None
+
+
+class AttentionCache(Struct, frozen=True, kw_only=True):
+    """Reuse of self-attention outputs, by 0-based step: reused iff ``start < step <= end`` and
+    ``(step - start) % interval != 0``; stored iff ``start <= step < end``."""
+
+    start_step: int
+    interval: int
+    end_step: int
+
+
+class JobRequest(Struct, frozen=True, kw_only=True):
+    """What the engine is to do, complete: defaults filled in from the model card, the seed drawn."""
+
+    model: str
+    task: str
+    prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    steps: int
+    guidance_scale: float
+    shift: float
+    solver: str
+    seed: int
+    negative_prompt: str = ""
+    n: int = 1
+    image: Input | None = None
+    last_image: Input | None = None
+    video: Input | None = None
+    parallel: Parallel = Parallel()
+    cache: AttentionCache | None = None
+    output_format: str = "mp4"
+    #: For the dummy engine only: what to pretend (see ``workers.engine.dummy``).
+    dummy: dict[str, float | str] | None = None
+
+
+class Output(Struct, frozen=True, kw_only=True):
+    """One file that a job made. ``key`` lies under ``<job>/<epoch>/`` in the artifact store; ``seconds`` of media."""
+
+    key: str
+    media_type: str
+    size: int
+    sha256: str
+    width: int = 0
+    height: int = 0
+    num_frames: int = 0
+    fps: int = 0
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a job failed: a word of ``Reason`` and a sentence for people."""
+
+    reason: str
+    message: str
+
+
+class Transition(Struct, frozen=True, kw_only=True):
+    """One entry of a job's own log. ``index`` counts from 0 over the job's whole life and is the SSE event id."""
+
+    index: int
+    state: State
+    epoch: int
+    by: str
+    at: float
+    age_s: float
+    reason: str | None = None
+
+
+# --- the record ------------------------------------------------------------------------------------------------
+
+
+class JobRecord(Message, frozen=True, kw_only=True, tag="job"):
+    """The only truth about a job: one value in the bucket ``jobs``, written by gateways and the scheduler alone.
+
+    ``age_s`` is the job's age when this revision was written; its age now is that plus the time since the revision's
+    timestamp, both by the broker's clock. ``attempts`` counts executions ended by an engine or group failure;
+    ``setbacks`` counts returns to the queue that were nobody's fault (refusals, drains, lost workers).
+    """
+
+    id: str
+    request: JobRequest
+    payload_hash: str
+    created_at: float
+    tenant: str = DEFAULT_TENANT
+    priority: int = 5
+    start_deadline_s: float | None = None
+    run_timeout_s: float = 3600.0
+    max_attempts: int = 3
+    metadata: dict[str, str] = {}
+    webhook_url: str | None = None
+    state: State = State.QUEUED
+    epoch: int = 0
+    worker: str | None = None
+    incarnation: str | None = None
+    attempts: int = 0
+    setbacks: int = 0
+    failure: Failure | None = None
+    outputs: tuple[Output, ...] = ()
+    transitions: tuple[Transition, ...] = ()
+    age_s: float = 0.0
+    #: Seconds from creation to the first step of running, and seconds spent running in the last attempt.
+    waited_s: float | None = None
+    ran_s: float | None = None
+    #: What the engine really used, where it differs from or adds to the request (layout, rounded sizes, stage seconds).
+    used: dict[str, str | int | float | bool] = {}
+
+
+# --- models and workers ----------------------------------------------------------------------------------------
+
+
+class IntRange(Struct, frozen=True, kw_only=True):
+    """Allowed integers: ``min <= x <= max`` and ``(x - offset) % multiple_of == 0``."""
+
+    min: int
+    max: int
+    default: int
+    multiple_of: int = 1
+    offset: int = 0
+
+
+class FloatRange(Struct, frozen=True, kw_only=True):
+    """Allowed numbers: ``min <= x <= max``."""
+
+    min: float
+    max: float
+    default: float
+
+
+class Layout(Struct, frozen=True, kw_only=True):
+    """How a group's ranks share one job: ``cfg * ulysses`` ranks (1 means off); FSDP and VAE split span the group."""
+
+    cfg: int = 1
+    ulysses: int = 1
+    dit_fsdp: bool = False
+    t5_fsdp: bool = False
+    vae_parallel: bool = False
+
+
+class ModelCard(Message, frozen=True, kw_only=True, tag="model_card"):
+    """What a model can do, its defaults and its ranges. Lives in the bucket ``models`` under the model's name;
+    written by agents when their group is ready. ``max_pixels`` bounds width * height."""
+
+    name: str
+    family: str
+    tasks: tuple[str, ...]
+    width: IntRange
+    height: IntRange
+    max_pixels: int
+    num_frames: IntRange
+    fps: IntRange
+    steps: IntRange
+    guidance_scale: FloatRange
+    shift: FloatRange
+    solvers: tuple[str, ...]
+    title: str = ""
+    description: str = ""
+    licence: str = ""
+    negative_prompt: str = ""
+    max_n: int = 1
+    #: Attention heads of the denoiser: a Ulysses degree must divide it.
+    heads: int = 1
+    cache: AttentionCache | None = None
+
+
+class WorkerState(StrEnum):
+    """What a worker says of itself in its lease."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    BROKEN = "broken"
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A job that a worker holds, at the epoch at which it was assigned."""
+
+    job: str
+    epoch: int
+
+
+class WorkerLease(Message, frozen=True, kw_only=True, tag="worker"):
+    """A worker's sign of life in the bucket ``workers`` under its name, renewed every ``lease_s / 3``.
+
+    ``incarnation`` names one start of one agent: a new one under the same name forfeits the old one's jobs at once.
+    ``beat`` grows with every renewal, so that an observer can tell a renewal from a redelivery.
+    """
+
+    worker: str
+    incarnation: str
+    beat: int
+    lease_s: float
+    state: WorkerState
+    pool: str = ""
+    host: str = ""
+    device: str = "cpu"
+    device_name: str = ""
+    width: int = 1
+    full_width: int = 1
+    models: tuple[str, ...] = ()
+    layouts: tuple[Layout, ...] = ()
+    held: tuple[Held, ...] = ()
+    capacity: int = 1
+    #: 0..1 while the group loads its model.
+    loaded: float = 1.0
+    #: Why it is broken or narrower than it should be.
+    detail: str = ""
+    #: Measured seconds per denoising step, by model; feeds the ETA.
+    step_s: dict[str, float] = {}
+
+
+# --- assignment, orders, results, progress ---------------------------------------------------------------------
+
+
+class Assign(Message, frozen=True, kw_only=True, tag="assign"):
+    """Scheduler → worker, by core-NATS request: run this job at this epoch. Sent again until it runs; idempotent."""
+
+    job: str
+    epoch: int
+    worker: str
+    incarnation: str
+    request: JobRequest
+    run_timeout_s: float
+    tenant: str = DEFAULT_TENANT
+
+
+class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
+    """The worker has the job at this epoch: it runs, ran, or is about to."""
+
+
+class Busy(Message, frozen=True, kw_only=True, tag="busy"):
+    """The worker holds as many jobs as it can."""
+
+
+class Draining(Message, frozen=True, kw_only=True, tag="draining"):
+    """The worker takes no more jobs."""
+
+
+class WrongIncarnation(Message, frozen=True, kw_only=True, tag="wrong_incarnation"):
+    """That start of the worker is over; ``incarnation`` is the present one."""
+
+    incarnation: str
+
+
+class CannotServe(Message, frozen=True, kw_only=True, tag="cannot_serve"):
+    """The worker's group cannot do this job as it now is (model, layout, size), for ``message``."""
+
+    message: str
+
+
+AssignReply = Accepted | Busy | Draining | WrongIncarnation | CannotServe
+
+
+class Succeeded(Message, frozen=True, kw_only=True, tag="succeeded"):
+    """The attempt made its outputs; they are in the artifact store."""
+
+    outputs: tuple[Output, ...]
+    used: dict[str, str | int | float | bool] = {}
+
+
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
+    """The attempt failed. ``final``: trying again cannot help (a rejected input, the run timeout)."""
+
+    reason: str
+    message: str
+    final: bool = False
+
+
+class Cancelled(Message, frozen=True, kw_only=True, tag="cancelled"):
+    """The attempt was ended by a cancel order."""
+
+
+class Returned(Message, frozen=True, kw_only=True, tag="returned"):
+    """The worker hands the job back through no fault of the job (drain)."""
+
+    reason: str
+
+
+Outcome = Succeeded | Failed | Cancelled | Returned
+
+
+class Result(Message, frozen=True, kw_only=True, tag="result"):
+    """The end of one attempt, in the bucket ``results`` under ``<worker>.<job>.<epoch>``, written by the worker."""
+
+    job: str
+    epoch: int
+    worker: str
+    incarnation: str
+    outcome: Outcome
+    ran_s: float = 0.0
+
+
+class CancelOrder(Message, frozen=True, kw_only=True, tag="cancel"):
+    """Stop this job at this epoch at the next step. Bucket ``orders``, key ``<worker>.<incarnation>.<job>.<epoch>``."""
+
+    job: str
+    epoch: int
+
+
+class DrainOrder(Message, frozen=True, kw_only=True, tag="drain"):
+    """Take no more jobs; finish what is held. Bucket ``orders``, key ``<worker>.<incarnation>.drain``."""
+
+
+Order = CancelOrder | DrainOrder
+
+
+class Progress(Message, frozen=True, kw_only=True, tag="progress"):
+    """How far a running job is: bucket ``progress`` under the job's id, at most 4 a second, may be lost."""
+
+    job: str
+    epoch: int
+    worker: str
+    stage: str
+    step: int = 0
+    total_steps: int = 0
+    eta_s: float | None = None
+    at: float = 0.0
+
+
+BusMessage = (
+    JobRecord
+    | ModelCard
+    | WorkerLease
+    | Assign
+    | Accepted
+    | Busy
+    | Draining
+    | WrongIncarnation
+    | CannotServe
+    | Result
+    | CancelOrder
+    | DrainOrder
+    | Progress
+)
+
+T = TypeVar("T")
+_encoder = msgspec.json.Encoder()
+_decoders: dict[object, msgspec.json.Decoder[object]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The message as JSON."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """JSON to a message of this type (a union is allowed).
+
+    Raises:
+        msgspec.ValidationError: it is not that message.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    return decoder.decode(data)  # type: ignore[return-value]

@@ -1,0 +1,110 @@
+"""Every setting of genfleet, in one place: a field here, ``GENFLEET_<FIELD>`` in the environment, the same name in
+lower case in the optional TOML file that ``GENFLEET_CONFIG`` names. The environment wins over the file.
+
+An unknown name is refused, because a misspelt limit that does nothing is worse than an error. A value may come from
+a file: ``GENFLEET_NATS_TOKEN_FILE=/run/secrets/token`` sets ``nats_token`` to that file's stripped content.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.errors import SettingsError
+
+PREFIX = "GENFLEET_"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+WorkerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings with their defaults. Durations in seconds, sizes in bytes."""
+
+    # every service
+    nats_url: str = "nats://127.0.0.1:4222"
+    nats_token: str = ""
+    #: Where files live: a folder, or ``s3://bucket/prefix``.
+    artifacts: str = "genfleet-data/artifacts"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: str = ""
+    #: Port of /metrics of scheduler and worker on the loopback or ``metrics_host``; 0 switches it off.
+    metrics_host: str = "127.0.0.1"
+    scheduler_metrics_port: Port = 0
+    worker_metrics_port: Port = 0
+
+    # gateway, and `genfleet up`
+    host: str = "127.0.0.1"
+    port: Port = 8088
+    #: Where the command line finds the gateway.
+    url: str = "http://127.0.0.1:8088"
+    max_body_bytes: Count = 32 * 1024 * 1024
+    max_json_bytes: Count = 1024 * 1024
+    shutdown_grace_s: Seconds = 5.0
+    sse_heartbeat_s: Seconds = 15.0
+    #: A model that no pool has ever announced: refuse the job, or queue it until one does.
+    unknown_model: Literal["refuse", "queue"] = "refuse"
+    default_model: str = ""
+    default_priority: Annotated[int, Meta(ge=0, le=9)] = 5
+    default_run_timeout_s: Seconds = 3600.0
+    default_max_attempts: Count = 3
+    max_queued: Count = 100_000
+
+    # scheduler
+    assign_timeout_s: Seconds = 2.0
+
+    # worker
+    pool: str = ""
+    worker: WorkerName | None = None
+    lease_s: Seconds = 6.0
+    runtime_dir: str = ""
+    drain_grace_s: Seconds = 600.0
+
+    # `genfleet up`
+    data_dir: str = "genfleet-data"
+    workers: Count = 1
+    group_size: Count = 1
+    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    devices: str = ""
+    model: str = "wan-demo"
+    nats_port: Port = 0
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the file that ``GENFLEET_CONFIG`` names, if any, and the environment.
+
+    Raises:
+        SettingsError: an unknown name, a value that is not allowed, or a file that cannot be read; it names it.
+    """
+    env = os.environ if environ is None else environ
+    given = {name[len(PREFIX) :].lower(): value for name, value in env.items() if name.startswith(PREFIX)}
+    values: dict[str, object] = {}
+    config = given.pop("config", None)
+    if config:
+        try:
+            values.update(tomllib.loads(Path(config).read_text()))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{PREFIX}CONFIG: cannot read {config}: {error}") from error
+    known = set(Settings.__struct_fields__)
+    for name in [name for name in given if name.endswith("_file") and name not in known]:
+        path = given.pop(name)
+        try:
+            given[name.removesuffix("_file")] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{PREFIX}{name.upper()}: cannot read {path}: {error}") from error
+    values.update(given)
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]!r} (environment: {PREFIX}{unknown[0].upper()})")
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error)) from error

@@ -1,0 +1,116 @@
+"""Which buckets and subjects exist, what lives in each, and with which settings.
+
+``ensure`` (of a bus implementation) makes them idempotently, reads the settings back and refuses to go on when they
+differ, because an old server ignores options it does not know without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MiB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketSpec:
+    """A bucket's settings.
+
+    Attributes:
+        memory: kept in memory only; gone after a broker restart.
+        ttl_s: entries vanish that long after their write; None keeps them.
+        max_bytes: the bucket refuses writes beyond it.
+        max_value: largest value in bytes.
+        owners: who may write it.
+    """
+
+    name: str
+    holds: str
+    owners: tuple[str, ...]
+    memory: bool = False
+    ttl_s: float | None = None
+    max_bytes: int = 256 * MiB
+    max_value: int = 64 * 1024
+
+
+JOBS = BucketSpec(
+    name="jobs",
+    holds="<job id>: JobRecord, the only truth",
+    owners=("gateway", "scheduler"),
+    max_bytes=1024 * MiB,
+)
+RESULTS = BucketSpec(
+    name="results",
+    holds="<worker>.<job>.<epoch>: Result, the end of an attempt, until the scheduler has folded it",
+    owners=("worker",),
+)
+WORKERS = BucketSpec(
+    name="workers",
+    holds="<worker>: WorkerLease",
+    owners=("worker",),
+    memory=True,
+    ttl_s=60.0,
+    max_bytes=32 * MiB,
+)
+PROGRESS = BucketSpec(
+    name="progress",
+    holds="<job id>: Progress",
+    owners=("worker",),
+    memory=True,
+    ttl_s=600.0,
+    max_bytes=64 * MiB,
+)
+ORDERS = BucketSpec(
+    name="orders",
+    holds="<worker>.<incarnation>.<job>.<epoch>: CancelOrder; <worker>.<incarnation>.drain: DrainOrder",
+    owners=("gateway", "scheduler"),
+    ttl_s=7 * 86400.0,
+    max_bytes=64 * MiB,
+)
+MODELS = BucketSpec(
+    name="models", holds="<model>: ModelCard", owners=("worker",), max_bytes=32 * MiB, max_value=256 * 1024
+)
+
+BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS)
+
+#: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
+ADMISSION_SHARE = 0.8
+
+
+def result_key(worker: str, job: str, epoch: int) -> str:
+    """Key in ``results``."""
+    return f"{worker}.{job}.{epoch}"
+
+
+def cancel_key(worker: str, incarnation: str, job: str, epoch: int) -> str:
+    """Key in ``orders`` of the order to cancel."""
+    return f"{worker}.{incarnation}.{job}.{epoch}"
+
+
+def drain_key(worker: str, incarnation: str) -> str:
+    """Key in ``orders`` of the order to drain."""
+    return f"{worker}.{incarnation}.drain"
+
+
+def model_key(name: str) -> str:
+    """Key in ``models``. Model names may hold dots (``wan2.1``), which separate tokens on the bus."""
+    return name.replace(".", "=")
+
+
+def assign_subject(worker: str, incarnation: str) -> str:
+    """Where that start of that worker takes assignments."""
+    return f"worker.{worker}.{incarnation}.assign"
+
+
+def nudge_subject(worker: str, incarnation: str) -> str:
+    """Where that start of that worker is told to look at its orders now."""
+    return f"worker.{worker}.{incarnation}.nudge"
+
+
+def output_key(job: str, epoch: int, name: str) -> str:
+    """Artifact key of an output file."""
+    return f"{job}/{epoch}/{name}"
+
+
+def input_key(tenant: str, sha256: str) -> str:
+    """Artifact key of an uploaded input."""
+    return f"inputs/{tenant}/{sha256}"
