@@ -165,8 +165,8 @@ FromAgent = Run | Cancel | Quit
 # --- the wire ------------------------------------------------------------------------------------------------------
 
 _encoder = msgspec.msgpack.Encoder()
-_from_rank = msgspec.msgpack.Decoder(FromRank)
-_from_agent = msgspec.msgpack.Decoder(FromAgent)
+_from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
+_from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 
 
 def pack(frame: Frame) -> bytes:
