@@ -66,7 +66,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker: WorkerName | None = None
     lease_s: Seconds = 6.0
     runtime_dir: str = ""
-    drain_grace_s: Seconds = 600.0
+    #: How long a drained worker may go on with its job before it hands the job back.
+    drain_grace_s: Annotated[float, Meta(ge=0)] = 600.0
 
     # `genfleet up`
     data_dir: str = "genfleet-data"
