@@ -34,6 +34,17 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_filter(keys: str) -> str:
+    """The filter, if the bus can carry it.
+
+    Raises:
+        InvalidKey: it cannot.
+    """
+    if len(keys) > MAX_KEY or not FILTER.fullmatch(keys):
+        raise InvalidKey(f"not a filter: {keys[:80]!r}")
+    return keys
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A key's last value.

@@ -30,6 +30,10 @@ class BucketFull(BusError):
     """The bucket is at its limit."""
 
 
+class ValueTooLarge(BusError):
+    """The value is larger than its bucket takes."""
+
+
 class InvalidKey(BusError):
     """A key or subject has characters or a length that the bus does not carry."""
 
