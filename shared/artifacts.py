@@ -1,0 +1,227 @@
+"""The artifact store: inputs and outputs of jobs, in a folder or in an S3 bucket, both through obstore.
+
+A write is visible only when it is complete: on a folder a staged file beside it is renamed, on S3 the upload is
+completed. Readers therefore never see half a file, and two writers of one key leave one of the two whole.
+
+A folder, and not the object store of NATS, holds the files of one machine: see ``docs/decisions`` for the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from msgspec import Struct
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, S3Store
+
+from shared.errors import ArtifactError, ArtifactNotFound, InvalidKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from obstore import GetOptions, ObjectMeta
+
+_KEY = re.compile(r"[A-Za-z0-9._=-]{1,128}(/[A-Za-z0-9._=-]{1,128}){0,15}")
+_CHUNK = 1024 * 1024
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """A stored file. ``size`` in bytes; ``sha256`` in hex, ``""`` where the store does not know it; ``modified`` in
+    seconds since 1970 by the store's clock."""
+
+    key: str
+    size: int
+    sha256: str
+    modified: float
+
+
+class Artifacts:
+    """A store of files under slash-separated keys.
+
+    Every method raises ``InvalidKey`` for a key or prefix that is not tokens of ``[A-Za-z0-9._=-]`` (``.`` and ``..``
+    are none), and ``ArtifactError`` when the store fails (full, unreachable, forbidden).
+    """
+
+    def __init__(self, store: LocalStore | S3Store) -> None:
+        self._store = store
+
+    async def put(self, key: str, chunks: bytes | AsyncIterable[bytes]) -> Stored:
+        """Write the key, replacing what it held. If ``chunks`` raises, that exception comes out and nothing is
+        written."""
+        check_key(key)
+        if isinstance(chunks, bytes):
+            with _translated(key):
+                await obstore.put_async(self._store, key, chunks)
+            return await self._written(key, len(chunks), hashlib.sha256(chunks).hexdigest())
+        digest = hashlib.sha256()
+        size = 0
+        raised: BaseException | None = None
+        source = aiter(chunks)
+        first = await anext(source, b"")
+        second = await anext(source, None)
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size, raised
+            try:
+                for chunk in (first, second):
+                    if chunk:
+                        digest.update(chunk)
+                        size += len(chunk)
+                        yield chunk
+                async for chunk in source:
+                    digest.update(chunk)
+                    size += len(chunk)
+                    yield chunk
+            except Exception as error:
+                raised = error
+                raise
+
+        if second is None:
+            return await self.put(key, first)
+        try:
+            with _translated(key):
+                await obstore.put_async(self._store, key, counted())
+        except ArtifactError:
+            if raised is not None:
+                raise raised from None
+            raise
+        return await self._written(key, size, digest.hexdigest())
+
+    async def _written(self, key: str, size: int, sha256: str) -> Stored:
+        modified = (await self._head(key))["last_modified"].timestamp()
+        return Stored(key=key, size=size, sha256=sha256, modified=modified)
+
+    async def put_file(self, key: str, path: Path) -> Stored:
+        """Write the key with that file's content. ``FileNotFoundError`` if there is no such file."""
+        check_key(key)
+        with path.open("rb") as file:
+
+            async def chunks() -> AsyncIterator[bytes]:
+                while chunk := await asyncio.to_thread(file.read, 4 * _CHUNK):
+                    yield chunk
+
+            return await self.put(key, chunks())
+
+    async def stat(self, key: str) -> Stored:
+        """What is stored under the key.
+
+        Raises:
+            ArtifactNotFound: nothing.
+        """
+        return _stored(await self._head(check_key(key)))
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from ``start`` up to and without ``end``, or what there is of them, in chunks of about 1 MiB.
+
+        Raises:
+            ArtifactNotFound: at the first iteration; nothing is stored under the key.
+        """
+        check_key(key)
+        if start < 0 or (end is not None and end < 0):
+            raise ArtifactError(f"not a range: {start}..{end}")
+        if start > 0 or end is not None:
+            size = (await self._head(key))["size"]
+            end = size if end is None else min(end, size)
+            if start >= end:
+                return
+        options: GetOptions = {} if end is None else {"range": (start, end)}
+        with _translated(key):
+            result = await obstore.get_async(self._store, key, options=options)
+            async for chunk in result.stream(min_chunk_size=_CHUNK):
+                yield bytes(chunk)
+
+    async def fetch_file(self, key: str, path: Path) -> int:
+        """Copy what is stored into a local file, which appears only when complete; its size in bytes.
+
+        Raises:
+            ArtifactNotFound: nothing is stored under the key.
+        """
+        partial = path.with_name(path.name + ".part")
+        size = 0
+        try:
+            with partial.open("wb") as file:
+                async for chunk in self.read(key):
+                    await asyncio.to_thread(file.write, chunk)
+                    size += len(chunk)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    async def delete(self, key: str) -> None:
+        """Remove the key; nothing happens if it does not exist."""
+        check_key(key)
+        with suppress(ArtifactNotFound), _translated(key):
+            await obstore.delete_async(self._store, key)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Remove everything below a prefix of whole tokens (``<job>/<epoch>``); how many files there were."""
+        check_key(prefix.removesuffix("/"))
+        keys = [stored.key async for stored in self.list(prefix)]
+        for key in keys:
+            await self.delete(key)
+        return len(keys)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[Stored]:
+        """Everything below a prefix of whole tokens, in no order; ``""`` is everything."""
+        prefix = prefix.removesuffix("/")
+        if prefix:
+            check_key(prefix)
+        with _translated(prefix):
+            async for batch in obstore.list(self._store, prefix or None):
+                for meta in batch:
+                    yield _stored(meta)
+
+    async def _head(self, key: str) -> ObjectMeta:
+        with _translated(key):
+            return await obstore.head_async(self._store, key)
+
+
+def open_store(location: str) -> Artifacts:
+    """The store at a folder, which is made if it does not exist, or at ``s3://bucket/prefix``, whose endpoint, region
+    and credentials come from the usual ``AWS_…`` variables.
+
+    Raises:
+        ArtifactError: it cannot be opened.
+    """
+    with _translated(location):
+        if location.startswith("s3://"):
+            return Artifacts(S3Store.from_url(location))
+        if "://" in location:
+            raise ArtifactError(f"{location}: an artifact store is a folder or s3://bucket/prefix")
+        folder = Path(location).expanduser().absolute()
+        return Artifacts(LocalStore(folder, mkdir=True, automatic_cleanup=True))
+
+
+def check_key(key: str) -> str:
+    """The key, if it is one.
+
+    Raises:
+        InvalidKey: it is not.
+    """
+    if not _KEY.fullmatch(key) or any(token in (".", "..") for token in key.split("/")):
+        raise InvalidKey(f"not an artifact key: {key[:80]!r}")
+    return key
+
+
+def _stored(meta: ObjectMeta) -> Stored:
+    return Stored(key=meta["path"], size=meta["size"], sha256="", modified=meta["last_modified"].timestamp())
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """The store's own exceptions as ours."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ArtifactNotFound(f"no such artifact: {key}") from error
+    except (BaseError, OSError, ValueError) as error:
+        raise ArtifactError(f"{key}: {error}") from error
