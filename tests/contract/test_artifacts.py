@@ -145,31 +145,11 @@ async def test_many_files_are_all_listed(store: Artifacts) -> None:
     assert await store.delete_prefix("many") == 120
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "/",
-        "a/",
-        "/a",
-        "a//b",
-        ".",
-        "..",
-        "a/..",
-        "../a",
-        "a/./b",
-        "a#1",
-        "ä",
-        "a\\b",
-        "a%2e",
-        "a*",
-        "a?",
-        "",
-        "a b",
-        "a\x00",
-        "x" * 129,
-        "a" + "/a" * 16,
-    ],
-)
+BAD_KEYS = ["", "/", "a/", "/a", "a//b", ".", "..", "a/..", "../a", "a/./b", "a b", "a#1", "a\\b", "a\0", "a%2e", "a*"]
+BAD_KEYS += ["ä", "x" * 129, "a" + "/a" * 16]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
 async def test_a_bad_key_is_refused_everywhere(store: Artifacts, folder: Path, tmp_path: Path, key: str) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x")
