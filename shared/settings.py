@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -86,26 +86,60 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         SettingsError: an unknown name, a value that is not allowed, or a file that cannot be read; it names it.
     """
     env = os.environ if environ is None else environ
-    given = {name[len(PREFIX) :].lower(): value for name, value in env.items() if name.startswith(PREFIX)}
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in env.items() if name.startswith(PREFIX)}
+    config = given.pop("config", "")
     values: dict[str, object] = {}
-    config = given.pop("config", None)
-    if config:
-        try:
-            values.update(tomllib.loads(Path(config).read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"{PREFIX}CONFIG: cannot read {config}: {error}") from error
-    known = set(Settings.__struct_fields__)
-    for name in [name for name in given if name.endswith("_file") and name not in known]:
-        path = given.pop(name)
-        try:
-            given[name.removesuffix("_file")] = Path(path).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{PREFIX}{name.upper()}: cannot read {path}: {error}") from error
-    values.update(given)
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]!r} (environment: {PREFIX}{unknown[0].upper()})")
+    sources: dict[str, str] = {}
+    for name, value in _from_config(config).items() if config else ():
+        values[name], sources[name] = value, f"{config}: {name}"
+    for name, value in given.items():
+        source = PREFIX + name.upper()
+        if name not in _TYPES and name.endswith("_file"):
+            name = name.removesuffix("_file")
+            if name in given:
+                raise SettingsError(f"{source}: {PREFIX}{name.upper()} is set too; use one of the two")
+            value = _from_file(value, source)
+        values[name], sources[name] = value, source
+    return Settings(**{name: _converted(name, value, sources[name]) for name, value in values.items()})
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """The variables that make ``load`` give these settings, for the environment of a process to be started; what is
+    at its default is left out."""
+    defaults = Settings()
+    return {
+        variable(name): str(value)
+        for name in Settings.__struct_fields__
+        if (value := getattr(settings, name)) != getattr(defaults, name)
+    }
+
+
+def _from_config(path: str) -> dict[str, object]:
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{PREFIX}CONFIG: cannot read {path}: {error}") from error
+
+
+def _from_file(path: str, source: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source}: cannot read {path}: {error}") from error
+
+
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+
+
+def _converted(name: str, value: object, source: str) -> Any:
+    if name not in _TYPES:
+        raise SettingsError(f"{source}: there is no such setting")
+    try:
+        return msgspec.convert(value, _TYPES[name], strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(str(error)) from error
+        raise SettingsError(f"{source}: {error}") from error

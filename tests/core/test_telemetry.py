@@ -1,0 +1,112 @@
+"""Logs: one JSON object a line, with the service, and with job and epoch around a job's work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import structlog
+
+from shared import telemetry
+from shared.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    root.handlers.clear()
+    yield
+    telemetry.close()
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def configured(folder: Path, level: Literal["debug", "info", "warning", "error"] = "info") -> Path:
+    path = folder / "logs" / "service.log"
+    telemetry.configure("gateway", Settings(log_file=str(path), log_level=level))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_json_with_service_level_time_and_fields(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    telemetry.log("gateway.app").info("ready", url="http://127.0.0.1:1")
+    (line,) = lines(path)
+    assert line.pop("timestamp")
+    assert line == {
+        "event": "ready",
+        "level": "info",
+        "module": "gateway.app",
+        "service": "gateway",
+        "url": "http://127.0.0.1:1",
+    }
+
+
+async def test_job_and_epoch_are_in_the_lines_of_their_own_task_only(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    log = telemetry.log("worker")
+    together = asyncio.Barrier(2)
+
+    async def work(job: str, epoch: int) -> None:
+        with telemetry.about(job, epoch):
+            await together.wait()
+            log.info("step")
+            await asyncio.create_task(inner())
+        log.info("after")
+
+    async def inner() -> None:
+        log.info("inner")
+
+    await asyncio.gather(work("a", 1), work("b", 2))
+    seen = sorted(
+        (str(line.get("job")), line.get("epoch"), str(line["event"])) for line in lines(path) if "job" in line
+    )
+    assert seen == [("a", 1, "inner"), ("a", 1, "step"), ("b", 2, "inner"), ("b", 2, "step")]
+    assert [line["event"] for line in lines(path) if "job" not in line] == ["after", "after"]
+
+
+def test_the_level_holds(tmp_path: Path) -> None:
+    path = configured(tmp_path, "warning")
+    telemetry.log("m").info("quiet")
+    telemetry.log("m").warning("heard")
+    assert [line["event"] for line in lines(path)] == ["heard"]
+
+
+def test_an_exception_is_one_line(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        telemetry.log("m").exception("failed")
+    (line,) = lines(path)
+    assert line["event"] == "failed"
+    assert "ValueError" in json.dumps(line["exception"])
+
+
+def test_a_library_s_warning_is_a_json_line_too(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    with telemetry.about("a", 3):
+        logging.getLogger("some.library").warning("lost %s", "contact")
+    logging.getLogger("some.library").info("chatter")
+    (line,) = lines(path)
+    assert (line["event"], line["level"], line["service"]) == ("lost contact", "warning", "gateway")
+    assert (line["module"], line["job"], line["epoch"]) == ("some.library", "a", 3)
+
+
+def test_the_file_is_appended_to(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    telemetry.log("m").info("first")
+    configured(tmp_path)
+    telemetry.log("m").info("second")
+    assert [line["event"] for line in lines(path)] == ["first", "second"]
