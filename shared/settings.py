@@ -32,6 +32,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # every service
     nats_url: str = "nats://127.0.0.1:4222"
     nats_token: str = ""
+    #: Copies of each bucket in a NATS cluster; more than one needs nats-server 2.10.27 or later.
+    nats_replicas: Literal[1, 3, 5] = 1
     #: Where files live: a folder, or ``s3://bucket/prefix``.
     artifacts: str = "genfleet-data/artifacts"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -79,8 +81,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nats_port: Port = 0
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from the file that ``GENFLEET_CONFIG`` names, if any, and the environment.
+def load(environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None) -> Settings:
+    """Settings from the file that ``GENFLEET_CONFIG`` names, if any, the environment, which wins over it, and the
+    options of a command line by the fields' names, which win over both.
 
     Raises:
         SettingsError: an unknown name, a value that is not allowed, or a file that cannot be read; it names it.
@@ -100,6 +103,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
                 raise SettingsError(f"{source}: {PREFIX}{name.upper()} is set too; use one of the two")
             value = _from_file(value, source)
         values[name], sources[name] = value, source
+    for name, option in (options or {}).items():
+        values[name], sources[name] = option, "--" + name.replace("_", "-")
     return Settings(**{name: _converted(name, value, sources[name]) for name, value in values.items()})
 
 

@@ -1,0 +1,92 @@
+"""A real nats-server for one test: its own port, token and store, to be killed and stopped at will."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+from deploy import nats
+from shared.settings import Settings
+
+_START_S = 20.0
+
+
+def free_port() -> int:
+    """A TCP port on the loopback that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class NatsServer:
+    """A context manager; ``start`` after ``kill`` is the same server with the same store."""
+
+    def __init__(self, folder: Path, binary: Path | None = None) -> None:
+        self.port = free_port()
+        self.token = secrets.token_hex(16)
+        self._folder = folder
+        self._binary = binary or nats.ensure(Path(".tools"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def settings(self) -> Settings:
+        """Settings that lead to it."""
+        return Settings(nats_url=f"nats://127.0.0.1:{self.port}", nats_token=self.token)
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "nats.conf"
+        config.write_text(nats.config(port=self.port, store_dir=self._folder / "store", token=self.token))
+        log = self._folder / "nats.log"
+        self._process = subprocess.Popen([str(self._binary), "-c", str(config), "-l", str(log)])
+        until = time.monotonic() + _START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"nats-server did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop_process(self) -> None:
+        """SIGSTOP: sockets stay open, nothing answers."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def continue_process(self) -> None:
+        """SIGCONT."""
+        self._running().send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._running().pid
+
+    def __enter__(self) -> NatsServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the server is not running"
+        return self._process
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
+                return probe.recv(5) == b"INFO "
+        except OSError:
+            return False
