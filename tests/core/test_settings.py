@@ -126,3 +126,11 @@ def test_every_default_is_itself_allowed() -> None:
     defaults = Settings()
     environ = {variable(name): str(getattr(defaults, name)) for name in Settings.__struct_fields__ if name != "worker"}
     assert load(environ) == defaults
+
+
+def test_an_option_wins_over_all_and_is_named_when_it_is_wrong() -> None:
+    environ = {"GENFLEET_PORT": "9000", "GENFLEET_GROUP_SIZE": "4"}
+    settings = load(environ, {"port": 9001})
+    assert (settings.port, settings.group_size) == (9001, 4)
+    with pytest.raises(SettingsError, match=r"^--group-size: Expected `int` >= 1"):
+        load(environ, {"group_size": 0})

@@ -1,0 +1,184 @@
+"""What ``genfleet up`` runs, decided before anything is started: which processes, with which environment, over which
+devices. Pure: the supervisor in ``deploy.local`` makes the files, finds the ports and does what the plan says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from deploy.process import ProcessSpec
+from shared.errors import GenfleetError
+from shared.settings import PREFIX, Settings, to_environ, variable
+
+#: A Unix socket's path must fit into 108 bytes with its end; the agent adds a folder and a name of its own.
+LONGEST_RUNTIME_DIR = 60
+
+
+class PlanError(GenfleetError):
+    """The fleet that was asked for cannot be made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a fleet on one machine keeps what it has. All absolute."""
+
+    data: Path
+    runtime: Path
+
+    @property
+    def artifacts(self) -> Path:
+        return self.data / "artifacts"
+
+    @property
+    def jetstream(self) -> Path:
+        return self.data / "jetstream"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    @property
+    def pools(self) -> Path:
+        return self.data / "pools"
+
+    @property
+    def token(self) -> Path:
+        return self.data / "nats-token"
+
+    @property
+    def nats_config(self) -> Path:
+        return self.data / "nats.conf"
+
+    @property
+    def lock(self) -> Path:
+        return self.data / "lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """The two programs that the plan runs."""
+
+    nats_server: Path
+    python: Path
+
+
+def worker_names(settings: Settings) -> tuple[str, ...]:
+    """The workers' names, which are their pools' too."""
+    return tuple(f"worker-{index}" for index in range(settings.workers))
+
+
+def split_devices(settings: Settings) -> tuple[tuple[int, ...], ...]:
+    """The devices of each worker's group, one per rank.
+
+    Raises:
+        PlanError: ``devices`` is not a list of indices, or not as many as the ranks of all workers together.
+    """
+    needed = settings.workers * settings.group_size
+    if not settings.devices:
+        indices = tuple(range(needed))
+    else:
+        try:
+            indices = tuple(int(part) for part in settings.devices.split(","))
+        except ValueError:
+            raise PlanError(f"--devices takes indices with commas between them, not {settings.devices!r}") from None
+        if min(indices) < 0 or len(set(indices)) != len(indices):
+            raise PlanError(f"--devices takes different indices from 0, not {settings.devices!r}")
+        if len(indices) != needed:
+            raise PlanError(
+                f"--devices names {len(indices)}, but --workers {settings.workers} with --group-size "
+                f"{settings.group_size} take {needed}: one each"
+            )
+    size = settings.group_size
+    return tuple(indices[start : start + size] for start in range(0, needed, size))
+
+
+def pool_files(settings: Settings, cores: int) -> dict[str, str]:
+    """The TOML text of each worker's pool, by the worker's name. ``cores`` are shared out among all ranks.
+
+    Raises:
+        PlanError: as ``split_devices``.
+    """
+    threads = max(1, cores // (settings.workers * settings.group_size))
+    texts = {}
+    for name, devices in zip(worker_names(settings), split_devices(settings), strict=True):
+        values: dict[str, object] = {
+            "model": settings.model,
+            "name": name,
+            "device": settings.device,
+            "devices": list(devices),
+            "width": settings.group_size,
+            "threads": threads,
+        }
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        texts[name] = "\n".join(["# Written by `genfleet up` at each start.", *lines, ""])
+    return texts
+
+
+def plan(settings: Settings, places: Places, programs: Programs, environ: Mapping[str, str]) -> tuple[ProcessSpec, ...]:
+    """The processes of a fleet on one machine, in the order in which they are started.
+
+    ``settings`` has the real ports (no 0). ``environ`` is the supervisor's environment; its ``GENFLEET_`` variables
+    are replaced by the settings, and the token of the bus is passed as the name of a file.
+    """
+    assert 0 not in (settings.port, settings.nats_port), "ports are chosen before the plan is made"
+    shared = replace(
+        settings,
+        nats_url=f"nats://127.0.0.1:{settings.nats_port}",
+        nats_token="",
+        artifacts=str(places.artifacts) if settings.artifacts == Settings().artifacts else settings.artifacts,
+        url="http://" + address(settings),
+        log_file="",
+        # A fleet that is stopped comes back with its jobs: its workers hand them back at once.
+        drain_grace_s=0.0,
+        runtime_dir=str(places.runtime),
+    )
+
+    def environment(chosen: Settings) -> dict[str, str]:
+        others = {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
+        return {
+            "PYTHONUNBUFFERED": "1",
+            **others,
+            **to_environ(chosen),
+            f"{variable('nats_token')}_FILE": str(places.token),
+        }
+
+    def service(name: str, module: str, rank: int, grace_s: float, chosen: Settings = shared) -> ProcessSpec:
+        return ProcessSpec(
+            name=name,
+            command=(str(programs.python), "-m", module),
+            env=environment(chosen),
+            log=places.logs / f"{name}.log",
+            stop_rank=rank,
+            stop_grace_s=grace_s,
+        )
+
+    broker = ProcessSpec(
+        name="nats",
+        command=(str(programs.nats_server), "-c", str(places.nats_config)),
+        env={name: value for name, value in environ.items() if not name.startswith(PREFIX)},
+        log=places.logs / "nats.log",
+        stop_rank=2,
+        stop_grace_s=10.0,
+    )
+
+    def worker(index: int, name: str) -> ProcessSpec:
+        pool, port = places.pools / f"{name}.toml", shared.worker_metrics_port
+        own = replace(shared, worker=name, pool=str(pool), worker_metrics_port=port and port + index)
+        return service(name, "workers.agent", 0, 20.0, own)
+
+    return (
+        broker,
+        service("gateway", "gateway", 0, settings.shutdown_grace_s + 5.0),
+        service("scheduler", "scheduler", 1, 10.0),
+        *(worker(index, name) for index, name in enumerate(worker_names(settings))),
+    )
+
+
+def address(settings: Settings) -> str:
+    """Where a client on this machine finds the gateway: ``host:port``."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
