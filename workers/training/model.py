@@ -1,0 +1,317 @@
+"""The small Wan transformer and how its weights start.
+
+It starts as what can be said by hand and learns the rest. By hand: the first block's attention copies the first frame's
+latents into every frame, reads a token's column and row off the border channels and its frame off the mask; the first
+cross-attention lays the caption's camera code beside them; the other blocks' attention heads begin as looks at the first
+frame close by (rotary phases in the query's and key's bias), and the output is the copied picture. So the untrained
+network returns a still clip, and training only has to learn where to look.
+
+The output is the clean latent (`prediction_type` "sample"), see docs/demo-model.md for why.
+"""
+
+import math
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import nn
+
+from workers.training.captions import CODE_WIDTH
+from workers.training.codec import COMPONENTS, LATENT_CHANNELS
+from workers.training.text import TEXT_WIDTH
+
+HEADS: Final = 8
+HEAD_DIM: Final = 32
+WIDTH: Final = HEADS * HEAD_DIM
+LAYERS: Final = 6
+_CELLS: Final = 4  # latent positions in one token (2x2)
+
+# Where things live in a token's 256 channels at the start.
+_CONTENT: Final = 128
+_NOISE: Final = 48
+_CARRIER: Final = 176  # and 177: two large opposite constants that keep the layer norms' scale nearly fixed
+_FIRST: Final = 178
+_BORDER: Final = 179  # left, right, top, bottom
+_PLACE: Final = 183  # column, row, frame
+_CODE: Final = 186
+_MARK: Final = 4.0
+
+# Rotary pairs per axis of a 32 wide head: 6 for time, 5 for rows, 5 for columns.
+_AXIS: Final = {"t": 0, "y": 12, "x": 22}
+_PAIRS: Final = {"t": 6, "y": 5, "x": 5}
+_CONST: Final = 10  # the slowest time pair: as good as unrotated
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """The architecture alone: 97 input channels (48 noisy, 1 mask, 48 condition), 48 output channels."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        in_channels=2 * LATENT_CHANNELS + 1,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=2 * WIDTH,
+        num_layers=LAYERS,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=128,
+    )
+
+
+def _pair(axis: str, index: int, head: int) -> int:
+    return head * HEAD_DIM + _AXIS[axis] + 2 * index
+
+
+def _angle(axis: str, index: int) -> float:
+    return float(10000.0 ** (-index / _PAIRS[axis]))
+
+
+def _look(attention: WanAttention, head: int, sharp: float, wide: float, first: float, step: tuple[float, float]) -> None:
+    """Start `head` as a look at the first frame's token at `step` (rows, columns) from the asking one.
+
+    `sharp`, `wide` and `first` are what one token off, several tokens off and another frame cost in logits.
+    """
+    root = HEAD_DIM**0.25
+    for axis, offset in zip("yx", step, strict=True):
+        for index, logit in ((0, sharp), (1, wide)):
+            size, turn = math.sqrt(logit) * root, offset * _angle(axis, index)
+            at = _pair(axis, index, head)
+            attention.to_q.bias[at] += size * math.cos(turn)
+            attention.to_q.bias[at + 1] += size * math.sin(turn)
+            attention.to_k.bias[at] += size
+    at, size = head * HEAD_DIM + _CONST, math.sqrt(first) * root
+    attention.to_q.bias[at] += size
+    attention.to_k.weight[at, _FIRST] += size / _MARK
+
+
+def _locate(attention: WanAttention, head: int, axis: str, index: int, slope: float, sides: tuple[int, int]) -> None:
+    """Start `head` as a weighing of the first frame's two opposite borders against each other along one axis.
+
+    The answer falls from +1 to -1 as the asking token moves along the axis: its coordinate.
+    """
+    root = HEAD_DIM**0.25
+    near, far = _BORDER + sides[0], _BORDER + sides[1]
+    at, const = _pair(axis, index, head), head * HEAD_DIM + _CONST
+    size, hold = math.sqrt(slope) * root, math.sqrt(8.0) * root
+    attention.to_q.bias[at] = size
+    attention.to_k.weight[at + 1, near] = -size / _MARK
+    attention.to_k.weight[at + 1, far] = size / _MARK
+    attention.to_q.bias[const] = hold
+    for mark in (_FIRST, near, far):
+        attention.to_k.weight[const, mark] = hold / _MARK
+    attention.to_v.weight[head * HEAD_DIM, near] = 1 / _MARK
+    attention.to_v.weight[head * HEAD_DIM, far] = -1 / _MARK
+    attention.to_out[0].weight[_PLACE + "xyt".index(axis), head * HEAD_DIM] = 4.0
+
+
+def _clear(attention: WanAttention, keep: float, out: float) -> None:
+    """Scale the random start of the four projections: `keep` for query, key and value, `out` for the last one."""
+    for linear, factor in (
+        (attention.to_q, keep),
+        (attention.to_k, keep),
+        (attention.to_v, 1.0 if out else 0.0),
+        (attention.to_out[0], out),
+    ):
+        linear.weight.mul_(factor)
+        linear.bias.zero_()
+
+
+@torch.no_grad()
+def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
+    """Give `model` its start. `token_basis` [128, 48*4] holds orthonormal directions of a token's latents (channel,
+    row, column), the most telling first."""
+    embedding = model.patch_embedding
+    embedding.weight.mul_(0.1)
+    embedding.bias.zero_()
+    noisy = embedding.weight[:, :LATENT_CHANNELS].flatten(1)
+    mask = embedding.weight[:, LATENT_CHANNELS].flatten(1)
+    condition = embedding.weight[:, LATENT_CHANNELS + 1 :].flatten(1)
+    for part in (noisy, mask, condition):
+        part[:_CODE + CODE_WIDTH] = 0
+    condition[:_CONTENT] = 0.5 * token_basis
+    noisy[_CONTENT : _CONTENT + _NOISE] = 0.5 * token_basis[:_NOISE]
+    embedding.bias[_CARRIER], embedding.bias[_CARRIER + 1] = 8.0, -8.0
+    mask[_FIRST] = _MARK / _CELLS
+    for border in range(4):
+        condition[_BORDER + border].view(LATENT_CHANNELS, _CELLS)[COMPONENTS + border] = _MARK / 2
+    embedding.weight.copy_(
+        torch.cat([noisy, mask, condition], 1).view(WIDTH, 2 * LATENT_CHANNELS + 1, 1, 2, 2)
+    )
+
+    time = model.condition_embedder
+    time.time_embedder.linear_2.weight.mul_(0.3)
+    time.time_embedder.linear_2.bias.zero_()
+    _prime_text(time.text_embedder)
+    model.scale_shift_table.zero_()
+    for number, block in enumerate(model.blocks):
+        block.scale_shift_table.zero_()
+        block.scale_shift_table[:, 2] = 1
+        block.scale_shift_table[:, 5] = 1
+        block.ffn.net[2].weight.mul_(0.3)
+        block.ffn.net[2].bias.zero_()
+        if number:
+            _clear(block.attn1, 0.5, 0.3)
+            for head in range(HEADS):
+                step = ((0.0, 0.0),) * 4 + ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+                _look(block.attn1, head, 3.0, 8.0, 8.0, step[head])
+            _clear(block.attn2, 1.0, 0.2)
+        else:
+            _prime_first_block(block.attn1, block.attn2)
+    out = model.proj_out
+    out.weight.mul_(0.02)
+    out.bias.zero_()
+    to_pixels = out.weight.view(_CELLS, LATENT_CHANNELS, WIDTH)
+    to_pixels[..., :_CONTENT] = token_basis.T.reshape(LATENT_CHANNELS, _CELLS, _CONTENT).transpose(0, 1) / 0.5
+    for border, cells in enumerate(((0, 2), (1, 3), (0, 1), (2, 3))):
+        for cell in cells:
+            to_pixels[cell, COMPONENTS + border] = 0
+            to_pixels[cell, COMPONENTS + border, _BORDER + border] = 1 / _MARK
+
+
+def _prime_text(embedder: nn.Module) -> None:
+    first, second = embedder.linear_1, embedder.linear_2
+    first.weight[: 2 * CODE_WIDTH] = 0
+    for index in range(CODE_WIDTH):
+        first.weight[index, index], first.weight[CODE_WIDTH + index, index] = 1, -1
+    first.bias.zero_()
+    second.bias.zero_()
+    second.weight[:CODE_WIDTH] = 0
+    for index in range(CODE_WIDTH):  # gelu(x) - gelu(-x) = x
+        second.weight[index, index], second.weight[index, CODE_WIDTH + index] = 1, -1
+
+
+def _prime_first_block(own: WanAttention, text: WanAttention) -> None:
+    _clear(own, 0.0, 0.0)
+    for head in range(4):
+        _look(own, head, 8.0, 16.0, 10.0, (0.0, 0.0))
+        # The first frame's own tokens look elsewhere: they already hold what the others fetch.
+        own.to_q.weight[head * HEAD_DIM + _CONST, _FIRST] = -2 * own.to_q.bias[head * HEAD_DIM + _CONST] / _MARK
+        for index in range(HEAD_DIM):
+            own.to_v.weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
+            own.to_out[0].weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
+    _locate(own, 4, "x", 2, 6.4, (0, 1))
+    _locate(own, 5, "y", 2, 6.4, (2, 3))
+    _locate(own, 6, "t", 2, 2.2, (0, 1))
+    _look(own, 7, 3.0, 8.0, 8.0, (0.0, 0.0))
+
+    _clear(text, 0.0, 0.2)
+    for head in range(HEADS):
+        text.to_q.bias[head * HEAD_DIM] = 1
+        text.to_k.weight[head * HEAD_DIM, 0] = 1
+    text.norm_q.weight.fill_(1.45)
+    text.norm_k.weight.fill_(1.45)
+    text.to_v.weight[:HEAD_DIM] = 0
+    text.to_out[0].weight[:, :HEAD_DIM] = 0
+    text.to_out[0].weight[_PLACE : _CODE + CODE_WIDTH] = 0
+    for index in range(CODE_WIDTH):
+        text.to_v.weight[index, index] = 1
+        text.to_out[0].weight[_CODE + index, index] = 3
+
+
+@torch.no_grad()
+def calibrate(model: WanTransformer3DModel, **inputs: torch.Tensor) -> None:
+    """Measure, on one batch, what the norms divide by, and fold it into the weights that were set by hand.
+
+    Layer norms: every hand-set reader of the stream expects unnormalised channels. Query and key norms: their gains
+    restore the lengths that `prime` chose.
+    """
+    def rms(tensor: torch.Tensor) -> float:
+        return float(tensor.float().square().mean().sqrt())
+
+    def spread(tensor: torch.Tensor) -> float:
+        return float(tensor.float().std(-1).mean())
+
+    for number, block in enumerate(model.blocks):
+        seen: dict[str, float] = {}
+        hooks = [
+            block.norm1.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("norm1", spread(a[0]))),
+        ]
+        model(**inputs)
+        for hook in hooks:
+            hook.remove()
+        if number == 0:
+            for linear in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+                linear.weight.mul_(seen["norm1"])
+        else:
+            for head in range(HEADS):
+                block.attn1.to_k.weight[head * HEAD_DIM + _CONST, _FIRST] *= seen["norm1"]
+        hooks = [
+            block.attn1.norm_q.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("q", rms(a[0]))),
+            block.attn1.norm_k.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("k", rms(a[0]))),
+        ]
+        model(**inputs)
+        for hook in hooks:
+            hook.remove()
+        block.attn1.norm_q.weight.fill_(seen["q"])
+        block.attn1.norm_k.weight.fill_(seen["k"])
+    last: list[float] = []
+    hook = model.norm_out.register_forward_pre_hook(lambda _, a: last.append(spread(a[0])))
+    model(**inputs)
+    hook.remove()
+    model.proj_out.weight.mul_(last[0])
+
+
+class ChosenFrames(nn.Module):
+    """A stand-in for the rotary embedding that places the given frames where they belong in the whole clip.
+
+    Training on four frames out of seventeen then sees the same positions as sampling all of them.
+    """
+
+    def __init__(self, rope: nn.Module) -> None:
+        super().__init__()
+        self.rope = rope
+        self.frames: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.frames is None:
+            return self.rope(hidden_states)
+        _, _, count, height, width = hidden_states.shape
+        longest = int(self.frames.max()) + 1
+        whole = hidden_states.new_empty(1).expand(1, 1, longest, height, width)
+        tables = []
+        for table in self.rope(whole):
+            grid = table.view(longest, height // 2 * (width // 2), -1)
+            tables.append(grid[self.frames].reshape(1, count * grid.shape[1], 1, -1))
+        return tables[0], tables[1]
+
+
+class PaddedCrossAttention(WanAttnProcessor):
+    """Cross-attention over a short text plus one zero token that counts as many: the same result as padding to 512."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self.bias, rotary_emb)
+
+
+def pad_text(text: torch.Tensor, length: int, processor: PaddedCrossAttention) -> torch.Tensor:
+    """Append one zero token to `text` [b, n, width] and let it weigh as the `length - n` that diffusers appends."""
+    batch, tokens, width = text.shape
+    bias = torch.zeros(1, 1, 1, tokens + 1)
+    bias[..., -1] = math.log(max(1, length - tokens))
+    processor.bias = bias
+    return torch.cat([text, text.new_zeros(batch, 1, width)], 1)
+
+
+def token_basis(latents: torch.Tensor) -> torch.Tensor:
+    """The 128 most telling directions of 2x2 latent tokens, [128, 48*4] over (channel, row, column); the border
+    channels are left out. `latents` is [b, 48, t, h, w]."""
+    picture = latents[:, :COMPONENTS].transpose(1, 2).flatten(0, 1)
+    tokens = F.pixel_unshuffle(picture, 2).movedim(1, -1).reshape(-1, COMPONENTS * _CELLS).to(torch.float64)
+    _, vectors = torch.linalg.eigh(tokens.T @ tokens / len(tokens))
+    basis = torch.zeros(_CONTENT, LATENT_CHANNELS * _CELLS)
+    basis[:, : COMPONENTS * _CELLS] = vectors.flip(1).T[:_CONTENT].to(torch.float32)
+    return basis
