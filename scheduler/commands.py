@@ -1,0 +1,85 @@
+"""What the scheduler's core wants done. The shell carries each out exactly as said and answers with an event.
+
+A job has at most one ``WriteRecord`` and at most one ``SendAssign`` under way, so their order needs no care.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from shared.messages import Result
+
+
+class ToAssigned(Struct, frozen=True, kw_only=True):
+    """queued → assigned, at the next epoch."""
+
+    worker: str
+    incarnation: str
+
+
+class ToRunning(Struct, frozen=True, kw_only=True):
+    """assigned → running."""
+
+
+class ToQueued(Struct, frozen=True, kw_only=True):
+    """assigned or running → queued as a setback; cancelling → cancelled; failed when the setbacks are used up."""
+
+    reason: str
+    message: str
+
+
+class ToFailed(Struct, frozen=True, kw_only=True):
+    """queued, assigned or running → failed."""
+
+    reason: str
+    message: str
+
+
+class FoldIn(Struct, frozen=True, kw_only=True):
+    """The end that the worker reported goes into the record."""
+
+    result: Result
+
+
+Move = ToAssigned | ToRunning | ToQueued | ToFailed | FoldIn
+
+
+class WriteRecord(Struct, frozen=True, kw_only=True):
+    """Make this move by compare-and-set on that revision. ``since_s``: seconds since that revision was written.
+    Answered by ``WriteWon``, ``WriteLost`` or ``WriteRefused``."""
+
+    job: str
+    revision: int
+    since_s: float
+    move: Move
+
+
+class SendAssign(Struct, frozen=True, kw_only=True):
+    """Ask that start of that worker to take the job. Answered by ``AssignAnswered``."""
+
+    job: str
+    epoch: int
+    revision: int
+    worker: str
+    incarnation: str
+
+
+class SendCancel(Struct, frozen=True, kw_only=True):
+    """See to it that the worker has the order to stop the job at this epoch, unless the record says that it runs
+    there rightly. Not answered."""
+
+    job: str
+    epoch: int
+    worker: str
+    incarnation: str
+
+
+class DropResult(Struct, frozen=True, kw_only=True):
+    """Remove a result that was folded or can never be. With ``certain`` False the job is not known here: read its
+    record first, and tell of both if the result still counts. Not answered otherwise."""
+
+    result: Result
+    certain: bool
+
+
+Command = WriteRecord | SendAssign | SendCancel | DropResult

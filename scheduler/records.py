@@ -1,0 +1,129 @@
+"""From a record's bytes to what the core keeps of it, and a bounded memory of the bytes.
+
+Of each queued job the core keeps a ``Summary``, never the request: a prompt may be long, and a hundred thousand jobs
+wait. The bytes of the latest revisions stay in a cache of fixed size, so that a job that is assigned soon after it was
+submitted needs no second read; for others the shell reads the bucket again, and the revision says whether it is still
+the one that was decided on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from scheduler.events import Summary, Wish
+from shared.bus import Entry
+from shared.messages import DEFAULT_TENANT, JobRecord, Parallel, State
+
+
+class _RequestHead(Struct):
+    model: str
+    parallel: Parallel = Parallel()
+
+
+class _Head(Struct, kw_only=True):
+    id: str
+    request: _RequestHead
+    state: State
+    epoch: int = 0
+    tenant: str = DEFAULT_TENANT
+    priority: int = 5
+    age_s: float = 0.0
+    start_deadline_s: float | None = None
+    run_timeout_s: float = 3600.0
+    waited_s: float | None = None
+    worker: str | None = None
+    incarnation: str | None = None
+
+
+T = TypeVar("T")
+_heads = msgspec.json.Decoder(_Head)
+
+
+class Summaries:
+    """Makes summaries. Words that many jobs share (wishes, tenants, workers) are kept once."""
+
+    def __init__(self) -> None:
+        self._wishes: dict[Wish, Wish] = {}
+        self._words: dict[str, str] = {}
+
+    def of_entry(self, entry: Entry, since_s: float) -> Summary:
+        """The summary of an entry that has a value.
+
+        Raises:
+            msgspec.ValidationError, msgspec.DecodeError: it is not a job record.
+        """
+        head = _heads.decode(entry.value or b"")
+        return self._make(head, head.request.model, head.request.parallel, entry.revision, entry.timestamp, since_s)
+
+    def of_record(self, record: JobRecord, revision: int, timestamp: float) -> Summary:
+        """The summary of a record that was just written, at about that time by the broker's clock."""
+        return self._make(record, record.request.model, record.request.parallel, revision, timestamp, 0.0)
+
+    def _make(
+        self, head: _Head | JobRecord, model: str, parallel: Parallel, revision: int, timestamp: float, since_s: float
+    ) -> Summary:
+        wish = Wish(model=model, parallel=parallel)
+        return Summary(
+            id=head.id,
+            revision=revision,
+            state=head.state,
+            epoch=head.epoch,
+            wish=self._once(self._wishes, wish),
+            tenant=self._once(self._words, head.tenant),
+            priority=head.priority,
+            birth=timestamp - head.age_s,
+            age_s=head.age_s,
+            since_s=since_s,
+            start_deadline_s=head.start_deadline_s,
+            run_timeout_s=head.run_timeout_s,
+            started=head.waited_s is not None,
+            worker=None if head.worker is None else self._once(self._words, head.worker),
+            incarnation=None if head.incarnation is None else self._once(self._words, head.incarnation),
+        )
+
+    @staticmethod
+    def _once(table: dict[T, T], value: T) -> T:
+        found = table.get(value)
+        if found is None:
+            if len(table) > 10_000:
+                table.clear()
+            table[value] = found = value
+        return found
+
+
+class RecordCache:
+    """The latest entries of open jobs, up to a number of bytes; the longest unused go first."""
+
+    def __init__(self, max_bytes: int = 32 * 1024 * 1024) -> None:
+        self._max = max_bytes
+        self._size = 0
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    def put(self, entry: Entry) -> None:
+        """Keep the entry, unless a later one of its key is kept."""
+        known = self._entries.get(entry.key)
+        if known is not None and known.revision >= entry.revision:
+            return
+        self.drop(entry.key)
+        self._entries[entry.key] = entry
+        self._size += len(entry.value or b"")
+        while self._size > self._max:
+            self.drop(next(iter(self._entries)))
+
+    def get(self, key: str, revision: int) -> Entry | None:
+        """The entry at that revision, if it is kept."""
+        found = self._entries.get(key)
+        if found is None or found.revision != revision:
+            return None
+        self._entries.move_to_end(key)
+        return found
+
+    def drop(self, key: str) -> None:
+        """Forget the key."""
+        found = self._entries.pop(key, None)
+        if found is not None:
+            self._size -= len(found.value or b"")

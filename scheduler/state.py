@@ -1,0 +1,450 @@
+"""What the scheduler's core knows, with the indexes that keep a decision logarithmic in the number of queued jobs.
+
+    jobs      every open job, by id; those that ended are forgotten, so that memory follows open jobs
+    queues    per wish: a heap by rank; the few jobs that avoid a worker stand beside it, in order
+    workers   per name: the last lease, the jobs that are there by the records, the queues it can serve
+    free      per queue: the workers that fit and have a slot, longest idle first
+    timers    one heap of (due, what, id); a timer only says "look again", so a stale one does no harm
+
+Nothing here decides. ``decide`` is the only door through which a state changes; this module keeps the indexes true
+while it does (``invariants.check`` says what true means). Removal from a heap is lazy: an entry is live while it is
+its job's ``place``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+
+from scheduler.events import Stream, Summary, Wish
+from scheduler.policy import Avoid, Refusal, Times, Why, avoids, fit, rank
+from shared.messages import Layout, Result, State, WorkerState
+
+Place = tuple[int, float, str]
+
+#: States in which a worker has, or may have, the job.
+ACTIVE = frozenset({State.ASSIGNED, State.RUNNING, State.CANCELLING})
+
+_ENDED_KEPT = 10_000
+_QUEUES_KEPT = 1_024
+
+
+class Job:
+    """An open job. Times are on the observer's monotonic clock; ``written``: when this revision was written."""
+
+    __slots__ = (
+        "accepted",
+        "age_s",
+        "asking",
+        "avoid",
+        "birth",
+        "epoch",
+        "first_sent",
+        "hold_until",
+        "id",
+        "incarnation",
+        "order_at",
+        "pending",
+        "place",
+        "priority",
+        "refused",
+        "reserved",
+        "revision",
+        "run_timeout_s",
+        "send_at",
+        "start_deadline_s",
+        "started",
+        "state",
+        "strange",
+        "unheld",
+        "unheld_since",
+        "unsure",
+        "wake",
+        "wary",
+        "wish",
+        "worker",
+        "written",
+    )
+
+    def __init__(self, seen: Summary) -> None:
+        self.id = seen.id
+        self.revision = -1
+        self.place: Place | None = None
+        self.wary = False
+        self.avoid: Avoid | None = None
+        self.wake: float | None = None
+        self.hold_until: float | None = None
+        #: A write is under way; ``reserved``: it is the assignment to that worker.
+        self.pending = False
+        self.reserved: str | None = None
+
+    def take(self, seen: Summary, now: float) -> None:
+        """Become what that revision says."""
+        self.revision = seen.revision
+        self.state = seen.state
+        self.epoch = seen.epoch
+        self.wish = seen.wish
+        self.priority = seen.priority
+        self.birth = seen.birth
+        self.age_s = seen.age_s
+        self.written = now - seen.since_s
+        self.start_deadline_s = seen.start_deadline_s
+        self.run_timeout_s = seen.run_timeout_s
+        self.started = seen.started
+        self.worker = seen.worker
+        self.incarnation = seen.incarnation
+        # What was known of this assignment. An assignment that another process made may have been sent already.
+        self.asking = False
+        self.unsure = True
+        self.accepted = False
+        self.refused: Refusal | None = None
+        self.first_sent: float | None = None
+        self.send_at: float | None = None
+        self.order_at: float | None = None
+        self.unheld_since: float | None = None
+        self.unheld = False
+        #: Renewals seen of another incarnation of its worker, one not known to come after its own.
+        self.strange = 0
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+class Queue:
+    """The queued jobs of one wish."""
+
+    __slots__ = ("fitting", "free", "heap", "live", "wary", "wish")
+
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.heap: list[Place] = []
+        self.wary: list[Place] = []
+        self.live = 0
+        #: Workers that serve the wish now, and those of them that have a slot (an ordered set).
+        self.fitting: set[str] = set()
+        self.free: dict[str, None] = {}
+
+
+class Worker:
+    """A worker as its lease and the records tell. ``incarnation`` is None until a lease was seen."""
+
+    __slots__ = (
+        "beat",
+        "capacity",
+        "finished",
+        "gone",
+        "held",
+        "incarnation",
+        "jobs",
+        "layouts",
+        "lease_s",
+        "models",
+        "name",
+        "paused_until",
+        "queues",
+        "refusals",
+        "seen",
+        "state",
+        "superseded",
+        "wake",
+        "zombies",
+    )
+
+    def __init__(self, name: str, now: float, lease_s: float) -> None:
+        self.name = name
+        self.incarnation: str | None = None
+        self.superseded: tuple[str, ...] = ()
+        self.beat = -1
+        self.lease_s = lease_s
+        self.state = WorkerState.STARTING
+        self.models: tuple[str, ...] = ()
+        self.layouts: tuple[Layout, ...] = ()
+        self.capacity = 0
+        self.held: frozenset[tuple[str, int]] = frozenset()
+        self.seen = now
+        self.gone = False
+        #: Jobs that are here by their records, or whose assignment to here is being written.
+        self.jobs: set[str] = set()
+        #: Held attempts whose results have been seen: the lease will drop them at its next renewal.
+        self.finished: set[tuple[str, int]] = set()
+        #: Held attempts that are not this worker's any more, and when that was noticed.
+        self.zombies: dict[tuple[str, int], float] = {}
+        self.paused_until = 0.0
+        self.refusals = 0
+        self.queues: list[Queue] = []
+        self.wake: float | None = None
+
+
+class CoreState:
+    """All that the core knows. See the module's text."""
+
+    def __init__(self, times: Times | None = None) -> None:
+        self.times = times or Times()
+        self.now = 0.0
+        #: Seconds of unbroken contact at the last tick, and since when this process has been awake without a gap.
+        self.contact_s = 0.0
+        self.awake_since: float | None = None
+        self.caught: set[Stream] = set()
+        self.jobs: dict[str, Job] = {}
+        self.workers: dict[str, Worker] = {}
+        self.queues: dict[Wish, Queue] = {}
+        self.by_model: dict[str, list[Queue]] = {}
+        self.results: dict[str, list[Result]] = {}
+        self.ended: dict[str, int] = {}
+        self.counts: dict[State, int] = dict.fromkeys(State, 0)
+        self.timers: list[tuple[float, int, str]] = []
+        # Work of the decision being made.
+        self.touched: dict[str, None] = {}
+        self.fresh: list[str] = []
+        self.rematch: dict[str, None] = {}
+
+    # --- what is known -----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """All buckets have been read: decisions may be made."""
+        return len(self.caught) == len(Stream)
+
+    def trusted(self, lease_s: float) -> bool:
+        """Whether silence means something: contact was unbroken, and this process awake, for two lease times."""
+        if self.awake_since is None:
+            return False
+        return min(self.contact_s, self.now - self.awake_since) >= 2 * lease_s
+
+    def slots(self, worker: Worker) -> int:
+        """Jobs that the worker can still take: its capacity, less what the records put there, less what it holds
+        beyond that (a zombie, or a job whose record is not seen yet)."""
+        here = 0
+        for name in worker.jobs:
+            job = self.jobs[name]
+            here += job.reserved == worker.name or job.incarnation == worker.incarnation
+        for name, epoch in worker.held - worker.finished:
+            known = self.jobs.get(name)
+            here += not (known is not None and name in worker.jobs and known.epoch == epoch)
+        return worker.capacity - here
+
+    def available(self, worker: Worker) -> bool:
+        """Whether the worker can be given a job of a wish that it serves."""
+        alive = worker.incarnation is not None and not worker.gone
+        return alive and self.now >= worker.paused_until and self.slots(worker) > 0
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def put(self, job: Job, seen: Summary) -> None:
+        """The job, new or known, becomes what that revision says."""
+        if job.id in self.jobs:
+            self._detach(job)
+        job.take(seen, self.now)
+        self.jobs[job.id] = job
+        self.counts[job.state] += 1
+        if job.active and job.worker is not None:
+            self._home(job.worker).jobs.add(job.id)
+
+    def forget(self, job: Job) -> None:
+        """The job has ended or is gone."""
+        self._detach(job)
+        del self.jobs[job.id]
+
+    def end(self, job: str, revision: int) -> None:
+        """Remember for a while that a job ended, against older news of it that is still on its way."""
+        self.ended.pop(job, None)
+        self.ended[job] = revision
+        while len(self.ended) > _ENDED_KEPT:
+            del self.ended[next(iter(self.ended))]
+
+    def _detach(self, job: Job) -> None:
+        self.counts[job.state] -= 1
+        self.dequeue(job)
+        self.release(job)
+        if job.active and job.worker is not None:
+            self._leave(job, job.worker)
+
+    def reserve(self, job: Job, worker: Worker) -> None:
+        """The job leaves the queue for that worker while its assignment is being written."""
+        self.dequeue(job)
+        job.reserved = worker.name
+        worker.jobs.add(job.id)
+        self.refresh(worker)
+
+    def release(self, job: Job) -> None:
+        """The reservation, if any, is over."""
+        if job.reserved is not None:
+            name, job.reserved = job.reserved, None
+            self._leave(job, name)
+
+    def _leave(self, job: Job, name: str) -> None:
+        worker = self.workers.get(name)
+        if worker is not None:
+            worker.jobs.discard(job.id)
+            if worker.gone and not worker.jobs:
+                self.wake_worker(worker, self.now + worker.lease_s)
+            self.refresh(worker)
+
+    # --- queues ------------------------------------------------------------------------------------------------
+
+    def queue(self, wish: Wish) -> Queue:
+        """The queue of that wish, made if need be."""
+        found = self.queues.get(wish)
+        if found is not None:
+            return found
+        if len(self.queues) >= _QUEUES_KEPT:
+            self._prune()
+        made = self.queues[wish] = Queue(wish)
+        self.by_model.setdefault(wish.model, []).append(made)
+        for worker in self.workers.values():
+            if not worker.gone and self._fits(worker, made):
+                worker.queues.append(made)
+                made.fitting.add(worker.name)
+                if self.available(worker):
+                    made.free[worker.name] = None
+        return made
+
+    def _prune(self) -> None:
+        empty = {wish for wish, queue in self.queues.items() if not queue.live}
+        for wish in empty:
+            del self.queues[wish]
+        for model in list(self.by_model):
+            self.by_model[model] = [queue for queue in self.by_model[model] if queue.live]
+        for worker in self.workers.values():
+            worker.queues = [queue for queue in worker.queues if queue.live]
+
+    def enqueue(self, job: Job) -> None:
+        """The job waits; nothing happens if it does already."""
+        if job.place is not None:
+            return
+        queue = self.queue(job.wish)
+        job.place = rank(job.priority, job.birth, job.id)
+        job.wary = job.avoid is not None
+        queue.live += 1
+        if job.wary:
+            insort(queue.wary, job.place)
+        else:
+            heappush(queue.heap, job.place)
+        self.fresh.append(job.id)
+
+    def dequeue(self, job: Job) -> None:
+        """The job waits no more; nothing happens if it does not."""
+        place, job.place = job.place, None
+        if place is None:
+            return
+        queue = self.queues[job.wish]
+        queue.live -= 1
+        if job.wary:
+            del queue.wary[bisect_left(queue.wary, place)]
+        elif queue.heap[0] is place:
+            heappop(queue.heap)
+        elif len(queue.heap) > 2 * queue.live + 64:
+            queue.heap = [entry for entry in queue.heap if self._live(entry)]
+            heapify(queue.heap)
+
+    def _live(self, entry: Place) -> bool:
+        job = self.jobs.get(entry[2])
+        return job is not None and job.place is entry
+
+    def first(self, queue: Queue, worker: Worker) -> Job | None:
+        """The first in the queue that would go to that worker."""
+        while queue.heap and not self._live(queue.heap[0]):
+            heappop(queue.heap)
+        best = queue.heap[0] if queue.heap else None
+        alone = len(queue.fitting) == 1
+        for entry in queue.wary:
+            if best is not None and best < entry:
+                break
+            if not avoids(self.jobs[entry[2]].avoid, worker.name, self.now, alone):
+                best = entry
+                break
+        return self.jobs[best[2]] if best is not None else None
+
+    # --- workers -----------------------------------------------------------------------------------------------
+
+    def _home(self, name: str) -> Worker:
+        found = self.workers.get(name)
+        if found is None:
+            # A record names a worker that was not heard of: it has one lease time from now to be heard.
+            found = self.workers[name] = Worker(name, self.now, self.times.lease_s)
+            self.wake_worker(found, self.now + found.lease_s)
+        return found
+
+    def _fits(self, worker: Worker, queue: Queue) -> bool:
+        return fit(queue.wish, worker.state, worker.models, worker.layouts) is Why.FITS
+
+    def refit(self, worker: Worker) -> None:
+        """Its state, models or layouts have changed: find the queues it serves."""
+        for queue in worker.queues:
+            queue.fitting.discard(worker.name)
+            queue.free.pop(worker.name, None)
+            if queue.wary and len(queue.fitting) == 1:
+                # A job may have preferred this worker to the one that is left.
+                self.rematch.update(queue.free)
+        worker.queues = []
+        if not worker.gone and worker.incarnation is not None:
+            for model in worker.models:
+                for queue in self.by_model.get(model, ()):
+                    if self._fits(worker, queue):
+                        worker.queues.append(queue)
+                        queue.fitting.add(worker.name)
+        self.refresh(worker)
+
+    def refresh(self, worker: Worker) -> None:
+        """Its slots may have changed."""
+        if self.available(worker):
+            self.rematch[worker.name] = None
+            for queue in worker.queues:
+                queue.free.setdefault(worker.name)
+        else:
+            for queue in worker.queues:
+                queue.free.pop(worker.name, None)
+
+    def remove_worker(self, worker: Worker) -> None:
+        """It is gone and nothing is left of it."""
+        worker.gone = True
+        self.refit(worker)
+        del self.workers[worker.name]
+
+    # --- timers ------------------------------------------------------------------------------------------------
+
+    def wake_job(self, job: Job, at: float) -> None:
+        """Look at the job again at that time at the latest."""
+        if job.wake is None or at < job.wake:
+            job.wake = at
+            self._push(at, 0, job.id)
+
+    def wake_worker(self, worker: Worker, at: float) -> None:
+        """Look at the worker again at that time at the latest."""
+        if worker.wake is None or at < worker.wake:
+            worker.wake = at
+            self._push(at, 1, worker.name)
+
+    def wake_results(self, job: str, at: float) -> None:
+        """Look at the results of an unknown job again at that time."""
+        self._push(at, 2, job)
+
+    def _push(self, at: float, kind: int, name: str) -> None:
+        if len(self.timers) > 2 * (len(self.jobs) + len(self.workers) + len(self.results)) + 1024:
+            # Most are of jobs that have ended since.
+            self.timers = [entry for entry in self.timers if self._awaited(entry)]
+            heapify(self.timers)
+        heappush(self.timers, (at, kind, name))
+
+    def _awaited(self, entry: tuple[float, int, str]) -> bool:
+        at, kind, name = entry
+        if kind == 0:
+            return name in self.jobs and self.jobs[name].wake == at
+        if kind == 1:
+            return name in self.workers and self.workers[name].wake == at
+        return name in self.results
+
+    def due(self) -> Iterator[tuple[int, str]]:
+        """The timers that are due, taken off; kinds: 0 a job, 1 a worker, 2 results."""
+        while self.timers and self.timers[0][0] <= self.now:
+            entry = heappop(self.timers)
+            if not self._awaited(entry):
+                continue
+            _, kind, name = entry
+            if kind == 0:
+                self.jobs[name].wake = None
+            elif kind == 1:
+                self.workers[name].wake = None
+            yield kind, name
