@@ -31,9 +31,9 @@ async def read(bus: Bus, artifacts: Artifacts, *, contents: bool = False) -> Sna
     Raises:
         BusError, ArtifactError: it cannot be read.
     """
-    jobs = await _last_values(bus, topology.JOBS.name)
-    results = await _last_values(bus, topology.RESULTS.name)
-    leases = await _last_values(bus, topology.WORKERS.name)
+    jobs = await last_values(bus, topology.JOBS.name)
+    results = await last_values(bus, topology.RESULTS.name)
+    leases = await last_values(bus, topology.WORKERS.name)
     # The newest write anywhere is the nearest to "now" that the broker's clock can be had.
     newest = max((entry.timestamp for entry in (*jobs, *results, *leases)), default=0.0)
     written = {entry.key: entry.timestamp for entry in jobs}
@@ -64,7 +64,8 @@ async def read(bus: Bus, artifacts: Artifacts, *, contents: bool = False) -> Sna
     )
 
 
-async def _last_values(bus: Bus, bucket: str) -> list[Entry]:
+async def last_values(bus: Bus, bucket: str) -> list[Entry]:
+    """The last entry of every key of that bucket, markers included. Raises BusError."""
     last: dict[str, Entry] = {}
     async with aclosing(bus.bucket(bucket).follow()) as batches:  # type: ignore[type-var]
         async for batch in batches:

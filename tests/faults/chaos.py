@@ -1,0 +1,207 @@
+"""Kill everything in random order under load, and see whether a promise breaks.
+
+    python -m tests.faults.chaos --jobs 2000 --kills 60 --seconds 240 --seed 1
+
+Two gateways, two schedulers, several dummy pools and one broker, all real processes without a supervisor, are killed,
+stopped and cut off from the broker while clients submit through both gateways. Then all is put right, every accepted
+job must end, and the history checker and the clients say what is wrong. A failed run keeps its folder and prints the
+command that runs the same plan again. Everything stays on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import cyclopts
+import msgspec
+from msgspec import Struct
+
+from deploy.history.check import check
+from deploy.history.reading import last_values, read, read_submits
+from shared import topology
+from shared.artifacts import open_store
+from shared.bus import Bus
+from shared.nats_bus import connect
+from tests.faults import plan
+from tests.faults.clients import Clients, broken_by
+from tests.faults.fleet import BareFleet
+from tests.faults.witness import Witness
+
+#: After everything was put right, for all clients to be answered and all jobs to end.
+HEAL_S = 120.0
+#: After the last job has ended, for its result to be folded away.
+TIDY_S = 30.0
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What a run was and what came of it. ``broken`` is empty when every promise was kept."""
+
+    seed: int
+    seconds: float
+    took_s: float
+    jobs: int
+    accepted: int
+    states: dict[str, int]
+    kills: dict[str, int]
+    other_blows: dict[str, int]
+    requests: dict[str, int]
+    requeued: dict[str, int]
+    most_epochs: int
+    streams: int
+    streams_resumed: int
+    revisions_seen: int
+    warnings: int
+    lost: int
+    double: int
+    settled_s: float
+    broken: tuple[str, ...]
+
+
+async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: int, pools: int = 3) -> Report:
+    """One run in that folder; never raises because a promise was broken."""
+    began = time.monotonic()
+    load, blows = plan.jobs(seed, jobs, seconds), plan.faults(seed, kills, seconds)
+    ledger = folder / "submits.jsonl"
+    broken: list[str] = []
+    async with BareFleet(folder, pools=pools) as fleet:
+        await fleet.ready()
+        bus = await connect(fleet.settings, name="witness")
+        witness, clients = Witness(bus), Clients(fleet.urls, ledger, seed)
+        watching = asyncio.create_task(witness.watch())
+        using = asyncio.create_task(clients.use(load))
+        try:
+            await _strike(fleet, blows, seconds)
+            fleet.heal()
+            healed = time.monotonic()
+            broken += await _settle(using, clients, witness)
+            settled_s = time.monotonic() - healed
+            broken += await _tidy(bus)
+            snapshot = await read(bus, open_store(fleet.settings.artifacts), contents=True)
+        finally:
+            using.cancel()
+            watching.cancel()
+            ends = await asyncio.gather(using, watching, return_exceptions=True)
+            await bus.close()
+        broken += [f"the harness itself failed: {end!r}" for end in ends if isinstance(end, Exception)]
+    found = [*witness.found, *check(snapshot, read_submits(ledger), at_rest=True)]
+    records = {record.id: record for record in snapshot.records}
+    broken += [str(finding) for finding in found if finding.broken]
+    broken += [*broken_by(clients, load, records), *fleet.faults_found]
+    requeued = Counter(
+        str(entry.reason)
+        for record in snapshot.records
+        for entry in record.transitions
+        if entry.state == "queued" and entry.index > 0
+    )
+    return Report(
+        seed=seed,
+        seconds=seconds,
+        took_s=round(time.monotonic() - began, 1),
+        jobs=jobs,
+        accepted=len(set(clients.accepted.values())),
+        states=dict(Counter(str(record.state) for record in snapshot.records)),
+        kills={str(target): number for (target, blow), number in fleet.struck.items() if blow is plan.Blow.KILL},
+        other_blows={
+            f"{target} {blow}": number for (target, blow), number in fleet.struck.items() if blow is not plan.Blow.KILL
+        },
+        requests=dict(clients.counts),
+        requeued=dict(requeued),
+        most_epochs=max((record.epoch for record in snapshot.records), default=0),
+        streams=len(clients.streams),
+        streams_resumed=sum(stream.resumed for stream in clients.streams),
+        revisions_seen=witness.revisions,
+        warnings=sum(not finding.broken for finding in found),
+        lost=sum(finding.kind in ("lost", "open_at_rest", "file_missing") for finding in found),
+        double=sum(finding.kind in ("second_end", "two_jobs_for_one_key", "rewritten") for finding in found),
+        settled_s=round(settled_s, 1),
+        broken=tuple(broken),
+    )
+
+
+async def _strike(fleet: BareFleet, blows: tuple[plan.Fault, ...], seconds: float) -> None:
+    """Let the blows fall, each in its time; takes ``seconds`` at least."""
+    began = time.monotonic()
+    for number, blow in enumerate(blows, 1):
+        await asyncio.sleep(max(0.0, began + blow.at_s - time.monotonic()))
+        await fleet.strike(blow)
+        print(f"{time.monotonic() - began:6.1f} s  {number}/{len(blows)}  {blow.blow} {blow.target}", file=sys.stderr)
+    await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+
+
+async def _settle(using: asyncio.Task[None], clients: Clients, witness: Witness) -> list[str]:
+    """Every client is answered and every accepted job ends, within the bound."""
+    try:
+        async with asyncio.timeout(HEAL_S):
+            await asyncio.shield(using)
+            await witness.ended(set(clients.accepted.values()))
+    except TimeoutError:
+        left = [f"{job} is {witness.records[job].state}" for job in witness.open(set(clients.accepted.values()))[:20]]
+        waiting = "" if using.done() else "clients still wait; "
+        return [f"promise 8: not at rest {HEAL_S:.0f} s after everything was put right: {waiting}{', '.join(left)}"]
+    return []
+
+
+async def _tidy(bus: Bus) -> list[str]:
+    """The results are folded away, within the bound."""
+    left = ["not read"]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TIDY_S):
+            while left:
+                left = [entry.key for entry in await last_values(bus, topology.RESULTS.name) if entry.value is not None]
+                await asyncio.sleep(0.2)
+            return []
+    return [f"results that nobody folded away {TIDY_S:.0f} s after the last job's end: {', '.join(left)[:300]}"]
+
+
+def main(
+    *,
+    jobs: int = 2000,
+    kills: int = 60,
+    seconds: float = 240.0,
+    seed: int = 1,
+    pools: int = 3,
+    folder: Path | None = None,
+) -> int:
+    """Kill everything in random order under load; exit 1 when a promise was broken.
+
+    Args:
+        jobs: how many are submitted.
+        kills: how many SIGKILLs; a third as many other blows come on top.
+        seconds: over which jobs and kills are spread.
+        seed: draws the plan; the same seed, the same plan.
+        pools: dummy pools, one agent and one rank each.
+        folder: where everything is kept, and stays; otherwise a temporary one, which stays when a promise was broken.
+    """
+    place = folder or Path(tempfile.mkdtemp(prefix="genfleet-chaos-"))
+    place.mkdir(parents=True, exist_ok=True)
+    report = asyncio.run(chaos(place, jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools))
+    text = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    (place / "report.json").write_bytes(text)
+    print(text.decode())
+    if report.broken:
+        print(f"{len(report.broken)} broken; everything is in {place}; again: {replay(report, pools)}")
+        return 1
+    if folder is None:
+        shutil.rmtree(place)
+    return 0
+
+
+def replay(report: Report, pools: int) -> str:
+    """The command that runs the same plan again."""
+    kills = sum(report.kills.values())
+    words = ["--jobs", report.jobs, "--kills", kills, "--seconds", report.seconds, "--seed", report.seed]
+    return shlex.join(["python", "-m", "tests.faults.chaos", *map(str, words), "--pools", str(pools)])
+
+
+if __name__ == "__main__":
+    app = cyclopts.App(name="python -m tests.faults.chaos", help_format="plaintext", result_action="return_value")
+    app.default(main)
+    sys.exit(app())
