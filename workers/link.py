@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -214,6 +215,33 @@ async def read_from_rank(reader: asyncio.StreamReader) -> FromRank:
             raise LinkError(f"a frame of {length} bytes is longer than {MAX_FRAME}")
         return unpack_from_rank(await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise LinkClosed from error
+
+
+def connect(path: Path) -> socket.socket:
+    """Rank 0's end of the link, on the socket that the agent made; blocking.
+
+    Raises:
+        LinkClosed: the agent is not there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        raise LinkClosed from error
+    return sock
+
+
+def send(sock: socket.socket, frame: FromRank) -> None:
+    """Send a frame to the agent, from rank 0's side; blocks.
+
+    Raises:
+        LinkClosed: the agent is gone.
+    """
+    try:
+        sock.sendall(pack(frame))
+    except OSError as error:
         raise LinkClosed from error
 
 

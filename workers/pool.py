@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,6 +113,25 @@ def read(path: Path) -> Pool:
     except (OSError, UnicodeDecodeError) as error:
         raise PoolError(f"{path}: cannot be read: {error}") from error
     return parse(text, source=str(path))
+
+
+#: By device word: the variable with which its runtime is shown some of the machine's devices only.
+VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+def visible_devices(pool: Pool, width: int, first: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that show a group of ``width`` ranks its devices and no others: those at ``first`` and on in the
+    pool's list. Indices count within what ``environ`` already shows (a container that was given cards 4 to 7 calls
+    them 0 to 3). Empty where there is nothing to choose."""
+    if pool.device == "cpu" or (not pool.devices and width == pool.width):
+        return {}
+    wanted = (pool.devices or tuple(range(pool.width)))[first : first + width]
+    chosen = {}
+    for device, variable in VISIBLE_DEVICES.items():
+        if pool.device in (device, "auto"):
+            shown = [word for word in environ.get(variable, "").split(",") if word]
+            chosen[variable] = ",".join(shown[i] if i < len(shown) else str(i) for i in wanted)
+    return chosen
 
 
 def schema() -> dict[str, object]:

@@ -1,0 +1,106 @@
+"""``python -m workers.agent``: the worker of one pool, whose file ``GENFLEET_POOL`` names.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 for anything else, with one line on stderr that says what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import prometheus_client
+import uvloop
+
+from shared import nats_bus, settings, telemetry
+from shared.artifacts import open_store
+from shared.clock import SystemClock
+from shared.errors import GenfleetError, SettingsError
+from shared.settings import Settings
+from workers import pool as pools
+from workers.agent.agent import Agent, fresh_incarnation
+from workers.agent.metrics import AgentMetrics
+from workers.agent.process import LocalLauncher
+from workers.pool import Pool
+
+
+def worker_name(given: Settings, pool: Pool, host: str) -> str:
+    """The worker's name: the setting, or pool and host, as far as a name may hold them."""
+    if given.worker:
+        return given.worker
+    return re.sub(r"[^a-z0-9]+", "-", f"{pool.name}-{host}".lower()).strip("-")[:64]
+
+
+def private_folder(given: Settings, worker: str) -> Path:
+    """This worker's folder for sockets, jobs' files and logs, without what an earlier start left behind."""
+    parent = Path(given.runtime_dir) if given.runtime_dir else Path(given.data_dir) / "run"
+    folder = (parent / worker).absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in (*folder.glob("group-*"), folder / "jobs"):
+        shutil.rmtree(left, ignore_errors=True)
+    return folder
+
+
+async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
+    """Run the agent until it is told to go."""
+    worker = worker_name(given, pool, socket.gethostname())
+    incarnation = fresh_incarnation()
+    folder = await asyncio.to_thread(private_folder, given, worker)
+    metrics = AgentMetrics()
+    if given.worker_metrics_port:
+        prometheus_client.start_http_server(given.worker_metrics_port, given.metrics_host, metrics.registry)
+    artifacts = await asyncio.to_thread(open_store, given.artifacts)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    connecting = asyncio.ensure_future(nats_bus.connect(given, name=f"worker-{worker}"))
+    waiting = asyncio.ensure_future(stopped.wait())
+    await asyncio.wait({connecting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not connecting.done():
+        connecting.cancel()
+        return
+    bus = await connecting
+    try:
+        agent = Agent(
+            bus,
+            artifacts,
+            pool,
+            given,
+            SystemClock(),
+            worker=worker,
+            incarnation=incarnation,
+            launcher=LocalLauncher(pool, pool_path, folder / "logs", f"{worker}.{incarnation}"),
+            runtime_dir=folder,
+            metrics=metrics,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stop)
+        if stopped.is_set():
+            agent.stop()
+        await agent.run()
+    finally:
+        await bus.close()
+
+
+def main() -> None:
+    """Read settings and pool, and serve."""
+    try:
+        given = settings.load()
+        if not given.pool:
+            raise SettingsError("GENFLEET_POOL must name the pool's file")
+        pool_path = Path(given.pool).absolute()
+        pool = pools.read(pool_path)
+        telemetry.configure("worker", given)
+        uvloop.run(serve(given, pool, pool_path))
+    except GenfleetError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""The agent: one process per device pool; between the bus and the group.
+
+It has one job at a time. What runs beside each other in it:
+
+    renew            publish the lease every third of it, and at once on any change; announce the models
+    follow orders    read orders and the held job's record at the same beat, and at once when nudged
+    look after       see what became of finished attempts' files
+    group            launch, serve, relaunch (``group``)
+    work             the attempt, its progress, its result; then idle again
+
+The lease says ``busy`` until the result is written, so a broker that is away for a minute costs no job: when it comes
+back, the lease still holds the job and the result follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from shared.artifacts import Artifacts
+from shared.bus import Bus, Subscription
+from shared.clock import Clock
+from shared.errors import BusUnavailable
+from shared.messages import (
+    Accepted,
+    Assign,
+    CannotServe,
+    Failed,
+    Held,
+    Outcome,
+    Reason,
+    Result,
+    WorkerLease,
+    WorkerState,
+    decode,
+    encode,
+)
+from shared.settings import Settings
+from shared.telemetry import about, log
+from shared.topology import PROGRESS, assign_subject, nudge_subject
+from workers.agent.assignment import Accepts, Situation, answer
+from workers.agent.attempt import Attempt
+from workers.agent.group import Group, Phase
+from workers.agent.lease import LeaseKeeper, Superseded
+from workers.agent.metrics import AgentMetrics
+from workers.agent.orders import Orders, Stop
+from workers.agent.process import Launcher
+from workers.agent.progress import ProgressRelay
+from workers.agent.race import first
+from workers.agent.results import Results
+from workers.pool import Pool
+
+#: Seconds after which a lease that was not confirmed is tried again.
+RETRY_S = 0.5
+#: Weight of the newest step in the measured seconds per step.
+_NEWEST = 0.2
+
+_log = log(__name__)
+
+
+class Agent:
+    """One start of one worker. ``run`` is its life; ``stop`` ends it in good order.
+
+    Attributes:
+        incarnation: names this start.
+        ready: set when a lease that says idle was confirmed for the first time.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        artifacts: Artifacts,
+        pool: Pool,
+        settings: Settings,
+        clock: Clock,
+        *,
+        worker: str,
+        incarnation: str,
+        launcher: Launcher,
+        runtime_dir: Path,
+        metrics: AgentMetrics | None = None,
+    ) -> None:
+        """
+        Args:
+            worker: its name, unique in the fleet.
+            incarnation: a fresh token.
+            runtime_dir: a private folder for sockets and jobs' files.
+        """
+        self._bus = bus
+        self._artifacts = artifacts
+        self._pool = pool
+        self._settings = settings
+        self._clock = clock
+        self._worker = worker
+        self.incarnation = incarnation
+        self._runtime_dir = runtime_dir
+        self._metrics = metrics or AgentMetrics()
+        self._group = Group(pool, launcher, clock, runtime_dir, self._change)
+        self._lease = LeaseKeeper(bus)
+        self._orders = Orders(bus, worker, incarnation)
+        self._results = Results(bus, artifacts, clock)
+        self._accepts = Accepts()
+        self._attempt: Attempt | None = None
+        self._step_s: dict[str, float] = {}
+        self._drain_ordered = False
+        self._drain_begun = asyncio.Event()
+        self._hand_back = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._nudged = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
+        self._listening = False
+        self._subscriptions: list[Subscription] = []
+        self._tasks: asyncio.TaskGroup | None = None
+        self.ready = asyncio.Event()
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until ``stop`` and what it entails, or until cancelled; then nothing of the group is left.
+
+        Raises:
+            Superseded: another agent has started under this name.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                group = tasks.create_task(self._group.run())
+                services = [
+                    tasks.create_task(service)
+                    for service in (
+                        self._listen(),
+                        self._renew(),
+                        self._follow_orders(),
+                        self._look_after(),
+                        self._drain(),
+                    )
+                ]
+                await self._leaving.wait()
+                await self._free.wait()
+                self._group.quit()
+                await group
+                for service in services:
+                    service.cancel()
+        except* Superseded as superseded:
+            raise superseded.exceptions[0] from None
+        finally:
+            for subscription in self._subscriptions:
+                await subscription.close()
+        await self._results.look()
+        await self._lease.withdraw(self._worker)
+
+    def stop(self) -> None:
+        """Take no more jobs, end the present one within the drain grace, then leave. Called again: hand back now."""
+        if self._leaving.is_set():
+            self._hand_back.set()
+        self._leaving.set()
+        self._drain_begun.set()
+        self._change()
+
+    async def _listen(self) -> None:
+        wanted = {
+            assign_subject(self._worker, self.incarnation): self._assigned,
+            nudge_subject(self._worker, self.incarnation): self._nudge,
+        }
+        for subject, handler in wanted.items():
+            while True:
+                try:
+                    self._subscriptions.append(await self._bus.subscribe(subject, handler))
+                    break
+                except BusUnavailable:
+                    await self._clock.sleep(RETRY_S)
+        self._listening = True
+        self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
+
+    # --- lease -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _draining(self) -> bool:
+        return self._leaving.is_set() or self._drain_ordered
+
+    @property
+    def state(self) -> WorkerState:
+        """What the lease says."""
+        if self._draining:
+            return WorkerState.DRAINING
+        if self._group.phase is Phase.BROKEN:
+            return WorkerState.BROKEN
+        if self._group.phase is not Phase.READY or not self._listening:
+            return WorkerState.STARTING
+        return WorkerState.IDLE if self._attempt is None else WorkerState.BUSY
+
+    def _snapshot(self) -> WorkerLease:
+        group, attempt = self._group, self._attempt
+        held = () if attempt is None else (Held(job=attempt.assign.job, epoch=attempt.assign.epoch),)
+        return WorkerLease(
+            worker=self._worker,
+            incarnation=self.incarnation,
+            beat=0,
+            lease_s=self._settings.lease_s,
+            state=self.state,
+            pool=self._pool.name,
+            host=socket.gethostname(),
+            device=group.device or self._pool.device,
+            device_name=group.device_name,
+            width=group.width,
+            full_width=group.full_width,
+            models=tuple(card.name for card in group.cards),
+            layouts=group.layouts,
+            held=held,
+            loaded=group.loaded,
+            detail=group.detail,
+            step_s=dict(self._step_s),
+        )
+
+    async def _renew(self) -> None:
+        period = self._settings.lease_s / 3
+        while True:
+            self._changed.clear()
+            lease = self._snapshot()
+            confirmed = await self._lease.publish(lease)
+            self._metrics.show(lease.state, lease.width, lease.full_width, self._group.launched, self._lease.failures)
+            if confirmed:
+                await self._lease.announce(self._group.cards)
+            if confirmed and lease.state is WorkerState.IDLE and not self.ready.is_set():
+                _log.info("ready", worker=self._worker, incarnation=self.incarnation, models=lease.models)
+                self.ready.set()
+            await first(self._clock.sleep(period if confirmed else min(period, RETRY_S)), self._wait(self._changed))
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        await event.wait()
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    async def _nudge(self, payload: bytes) -> None:
+        self._nudged.set()
+
+    async def _follow_orders(self) -> None:
+        while True:
+            self._nudged.clear()
+            drain = await self._orders.drain()
+            if drain is not None and drain is not self._drain_ordered:
+                _log.info("drain_ordered" if drain else "drain_lifted")
+                self._drain_ordered = drain
+                if drain:
+                    self._drain_begun.set()
+                self._change()
+            attempt = self._attempt
+            if attempt is not None:
+                why = await self._orders.stop(attempt.assign.job, attempt.assign.epoch)
+                if why is not None:
+                    attempt.stop(why)
+            await first(self._clock.sleep(self._settings.lease_s / 3), self._wait(self._nudged))
+
+    async def _drain(self) -> None:
+        while True:
+            await self._drain_begun.wait()
+            self._drain_begun.clear()
+            attempt = self._attempt
+            _log.info("draining", grace_s=self._settings.drain_grace_s, busy=attempt is not None)
+            if attempt is None:
+                continue
+            await first(
+                self._clock.sleep(self._settings.drain_grace_s),
+                self._wait(self._hand_back),
+                self._wait(self._free),
+            )
+            if self._draining:
+                attempt.stop(Stop.DRAIN)
+
+    async def _look_after(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.lease_s / 3)
+            await self._results.look()
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    async def _assigned(self, payload: bytes) -> bytes:
+        try:
+            assign = decode(payload, Assign)
+        except msgspec.ValidationError as error:
+            return encode(CannotServe(message=f"this worker's version cannot read it: {error}"[:500]))
+        last_epoch = self._accepts.last(assign.job)
+        now = Situation(
+            worker=self._worker,
+            incarnation=self.incarnation,
+            draining=self._draining,
+            busy=self._attempt is not None,
+            phase=self._group.phase,
+            detail=self._group.detail,
+            cards=self._group.cards,
+            layouts=self._group.layouts,
+        )
+        reply = answer(assign, now, last_epoch)
+        if not isinstance(reply, Accepted):
+            self._metrics.refusals.labels(type(reply).__name__).inc()
+            with about(assign.job, assign.epoch):
+                _log.info("assignment_refused", reply=type(reply).__name__)
+            # If an older attempt at the same job is in the way, this is how it learns that it is over.
+            self._nudged.set()
+        elif last_epoch != assign.epoch and self._tasks is not None:
+            self._accepts.add(assign.job, assign.epoch)
+            self._begin(assign, self._tasks)
+        return encode(reply)
+
+    def _begin(self, assign: Assign, tasks: asyncio.TaskGroup) -> None:
+        relay = ProgressRelay(self._bus.bucket(PROGRESS.name), self._clock)
+        self._attempt = attempt = Attempt(
+            assign,
+            group=self._group,
+            artifacts=self._artifacts,
+            clock=self._clock,
+            stop_grace_s=self._pool.limits.stop_grace_s,
+            work_dir=self._runtime_dir / "jobs",
+            tell=relay.tell,
+            measured=self._measure,
+        )
+        self._free.clear()
+        self._change()
+        # The order to cancel may have been there before the job was.
+        self._nudged.set()
+        tasks.create_task(self._work(attempt, relay))
+
+    async def _work(self, attempt: Attempt, relay: ProgressRelay) -> None:
+        assign = attempt.assign
+        with about(assign.job, assign.epoch):
+            _log.info("attempt_begins", model=assign.request.model)
+            relaying = asyncio.ensure_future(relay.run())
+            try:
+                outcome = await self._outcome(attempt)
+            finally:
+                relaying.cancel()
+            ran_s = attempt.seconds
+            word = outcome.reason if isinstance(outcome, Failed) else type(outcome).__name__.lower()
+            self._metrics.attempts.labels(word).inc()
+            self._metrics.attempt_seconds.observe(ran_s)
+            _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
+            if attempt.stored:
+                self._results.watch(assign.job, assign.epoch)
+            if outcome is not None:
+                await self._results.deliver(
+                    Result(
+                        job=assign.job,
+                        epoch=assign.epoch,
+                        worker=self._worker,
+                        incarnation=self.incarnation,
+                        outcome=outcome,
+                        ran_s=ran_s,
+                    )
+                )
+        self._attempt = None
+        self._free.set()
+        self._change()
+
+    async def _outcome(self, attempt: Attempt) -> Outcome | None:
+        try:
+            return await attempt.run()
+        except Exception as error:
+            # A fault of the agent itself must not cost the job its end.
+            _log.exception("attempt_crashed")
+            return Failed(reason=Reason.ENGINE_ERROR, message=f"the worker failed: {type(error).__name__}")
+
+    def _measure(self, model: str, step_s: float) -> None:
+        before = self._step_s.get(model, step_s)
+        self._step_s[model] = before + _NEWEST * (step_s - before)
+        self._metrics.step_seconds.labels(model).observe(step_s)
+
+
+def fresh_incarnation() -> str:
+    """A token for one start of one agent."""
+    return os.urandom(6).hex()

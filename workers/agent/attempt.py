@@ -1,0 +1,228 @@
+"""One attempt at one job: fetch inputs, have the group do it, store outputs; its end is an ``Outcome``.
+
+Whatever happens, the attempt ends: the run timeout counts from acceptance to the last output stored, and a group that
+does not stop when asked is killed. The first reason to stop wins.
+
+    preparing ──▶ running in the group ──▶ uploading ──▶ Succeeded
+        │               │     ╲                │
+        └──── stop ─────┴──────╲───────────────┴──▶ Cancelled | Failed(run_timeout) | Returned | nothing to say
+                                ╲──▶ Failed (refused, broke, group lost)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shared.artifacts import Artifacts
+from shared.clock import Clock
+from shared.errors import ArtifactError, GenfleetError
+from shared.messages import (
+    Assign,
+    Cancelled,
+    Failed,
+    Outcome,
+    Progress,
+    Reason,
+    Returned,
+    Stage,
+    Succeeded,
+)
+from shared.telemetry import log
+from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
+from workers.agent.orders import Stop
+from workers.agent.transfer import BadInput, BadOutput, fetch_inputs, store_outputs
+from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
+
+#: Characters of a failure's sentence; a result must fit its bucket.
+MAX_MESSAGE = 2000
+
+_log = log(__name__)
+T = TypeVar("T")
+
+
+class _Interrupted(GenfleetError):
+    """The attempt is to stop."""
+
+
+class Attempt:
+    """One attempt, from acceptance to its outcome.
+
+    Attributes:
+        assign: what was accepted.
+        accepted: monotonic time of the acceptance.
+        stored: it began to put files into the store.
+    """
+
+    def __init__(
+        self,
+        assign: Assign,
+        *,
+        group: Group,
+        artifacts: Artifacts,
+        clock: Clock,
+        stop_grace_s: float,
+        work_dir: Path,
+        tell: Callable[[Progress], None],
+        measured: Callable[[str, float], None],
+    ) -> None:
+        """
+        Args:
+            tell: called with the attempt's progress, as often as there is any.
+            measured: called with the model and the seconds that a denoising step took.
+        """
+        self.assign = assign
+        self.accepted = clock.monotonic()
+        self.stored = False
+        self._group = group
+        self._artifacts = artifacts
+        self._clock = clock
+        self._stop_grace_s = stop_grace_s
+        self._work_dir = work_dir
+        self._tell = tell
+        self._measured = measured
+        self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+
+    def stop(self, why: Stop) -> None:
+        """End it, at the next step if the group is at it. Only the first call counts."""
+        if not self._stop.done():
+            _log.info("attempt_stopping", why=why)
+            self._stop.set_result(why)
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was accepted."""
+        return self._clock.monotonic() - self.accepted
+
+    async def run(self) -> Outcome | None:
+        """Its outcome; None if the job has gone on without this attempt and nobody wants to know."""
+        timer = asyncio.ensure_future(self._time_out())
+        folder = await asyncio.to_thread(_make_folder, self._work_dir)
+        try:
+            return await self._outcome(folder)
+        except _Interrupted:
+            return self._stopped()
+        except (BadInput, BadOutput) as error:
+            reason = Reason.INPUT_REJECTED if isinstance(error, BadInput) else Reason.ENGINE_ERROR
+            return _failed(reason, str(error), final=isinstance(error, BadInput))
+        except (ArtifactError, OSError) as error:
+            _log.exception("attempt_failed")
+            return _failed(Reason.ENGINE_ERROR, f"the worker could not keep the job's files: {error}")
+        finally:
+            timer.cancel()
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _time_out(self) -> None:
+        await self._clock.sleep(self.assign.run_timeout_s)
+        self.stop(Stop.TIMEOUT)
+
+    async def _outcome(self, folder: Path) -> Outcome:
+        assign = self.assign
+        inputs: dict[str, str] = {}
+        request = assign.request
+        if request.image or request.last_image or request.video:
+            self._at(Stage.PREPARING)
+            inputs = await self._unless_stopped(fetch_inputs(self._artifacts, request, folder, self._clock))
+        run = Run(job=assign.job, epoch=assign.epoch, request=request, inputs=inputs, out_dir=str(folder / "out"))
+        try:
+            answer = await self._perform(run)
+        except GroupNotReady as error:
+            _log.warning("group_not_ready", error=str(error))
+            return Returned(reason=Reason.GROUP_LOST)
+        except GroupLost as error:
+            return _failed(error.reason, str(error))
+        match answer:
+            case Done(files=files, used=used):
+                self.stored = True
+                self._at(Stage.UPLOADING)
+                storing = store_outputs(self._artifacts, assign.job, assign.epoch, files, folder / "out", self._clock)
+                return Succeeded(outputs=await self._unless_stopped(storing), used=used)
+            case Refused(reason=reason, message=message):
+                return _failed(reason, message, final=True)
+            case Broke(reason=reason, message=message):
+                return _failed(reason, message)
+            case Stopped():
+                return _failed(Reason.ENGINE_ERROR, "the group stopped the job without being asked to")
+
+    async def _perform(self, run: Run) -> Answer:
+        """The group's answer, if it came before any reason to stop."""
+        performing = asyncio.ensure_future(self._group.perform(run, self._pulse))
+        try:
+            await _either(performing, self._stop)
+            if not self._stop.done():
+                return await performing
+            if not performing.done():
+                self._group.cancel(run.job, run.epoch)
+                grace = asyncio.ensure_future(self._clock.sleep(self._stop_grace_s))
+                await _either(performing, grace)
+                grace.cancel()
+            if not performing.done():
+                message = f"the group did not stop within {self._stop_grace_s:g} s"
+                _log.error("group_killed", why=message)
+                self._group.kill(Reason.GROUP_HUNG, message)
+            await asyncio.gather(performing, return_exceptions=True)
+            raise _Interrupted
+        finally:
+            performing.cancel()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        working = asyncio.ensure_future(work)
+        try:
+            await _either(working, self._stop)
+            if self._stop.done():
+                raise _Interrupted
+            return await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    def _stopped(self) -> Outcome | None:
+        match self._stop.result():
+            case Stop.CANCEL:
+                return Cancelled()
+            case Stop.TIMEOUT:
+                limit = self.assign.run_timeout_s
+                return _failed(Reason.RUN_TIMEOUT, f"it ran longer than {limit:g} s", final=True)
+            case Stop.DRAIN:
+                return Returned(reason=Reason.WORKER_DRAINING)
+            case Stop.TAKEN:
+                return None
+
+    def _pulse(self, pulse: Pulse) -> None:
+        if pulse.step_s is not None:
+            self._measured(self.assign.request.model, pulse.step_s)
+        if pulse.stage:
+            self._at(pulse.stage, pulse)
+
+    def _at(self, stage: str, pulse: Pulse | None = None) -> None:
+        self._tell(
+            Progress(
+                job=self.assign.job,
+                epoch=self.assign.epoch,
+                worker=self.assign.worker,
+                stage=stage,
+                step=pulse.step if pulse else 0,
+                total_steps=pulse.total_steps if pulse else 0,
+                eta_s=pulse.eta_s if pulse else None,
+                at=self._clock.wall(),
+            )
+        )
+
+
+async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:
+    await asyncio.wait({one, other}, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _failed(reason: str, message: str, *, final: bool = False) -> Failed:
+    return Failed(reason=reason, message=message[:MAX_MESSAGE], final=final)
+
+
+def _make_folder(work_dir: Path) -> Path:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="job-", dir=work_dir)).absolute()
+    (folder / "out").mkdir()
+    return folder

@@ -1,0 +1,259 @@
+"""The torchrun group, one life after another.
+
+    STARTING ──hello, loading…, ready──▶ READY ──run ⇄ done | refused | broke | stopped──▶ READY
+        ▲                                  │
+        └──── kill all, wait, launch ◀─────┴── link closed, process gone, garbage, silence, poisoned, asked to
+
+``BROKEN`` is STARTING without much hope: the checkpoint cannot be loaded, or even the narrowest width keeps failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from shared.clock import Clock
+from shared.errors import GenfleetError
+from shared.messages import Layout, ModelCard, Reason
+from shared.telemetry import log
+from workers.agent.launches import Launches
+from workers.agent.life import End, Life
+from workers.agent.process import Launcher
+from workers.agent.race import first
+from workers.link import (
+    Broke,
+    Cancel,
+    CannotLoad,
+    Done,
+    FromRank,
+    Hello,
+    Loading,
+    Pulse,
+    Quit,
+    Ready,
+    Refused,
+    Run,
+    Stopped,
+)
+from workers.pool import Pool
+
+_log = log(__name__)
+
+Answer = Done | Refused | Broke | Stopped
+
+
+class GroupLost(GenfleetError):
+    """The group ended while it had a job.
+
+    Attributes:
+        reason: a word of ``messages.Reason``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class GroupNotReady(GenfleetError):
+    """The group is not there to take a job."""
+
+
+class Phase(StrEnum):
+    """Where the group is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    BROKEN = "broken"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    run: Run
+    pulse: Callable[[Pulse], None]
+    answer: asyncio.Future[Answer]
+
+
+class Group:
+    """One pool's group. ``run`` supervises it; the rest is for the agent, from the same event loop.
+
+    Attributes:
+        phase: where it is.
+        width: ranks of the present life.
+        detail: why it is narrower than it should be, or broken.
+        loaded: 0..1 while the model loads.
+        cards, layouts: what it announced when it was last ready.
+        launched: lives so far.
+    """
+
+    def __init__(
+        self, pool: Pool, launcher: Launcher, clock: Clock, runtime_dir: Path, changed: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            runtime_dir: where each life gets its folder.
+            changed: called after any change of the attributes.
+        """
+        self._limits = pool.limits
+        self._launcher = launcher
+        self._clock = clock
+        self._runtime_dir = runtime_dir
+        self._changed = changed
+        self._launches = Launches(pool.width, pool.narrowest, pool.limits.launch_attempts)
+        self._life: Life | None = None
+        self._job: _Job | None = None
+        self._leaving = asyncio.Event()
+        self.phase = Phase.STARTING
+        self.width = pool.width
+        self.full_width = pool.width
+        self.detail = ""
+        self.loaded = 0.0
+        self.device = ""
+        self.device_name = ""
+        self.cards: tuple[ModelCard, ...] = ()
+        self.layouts: tuple[Layout, ...] = ()
+        self.launched = 0
+
+    async def run(self) -> None:
+        """Launch the group, again whenever it ends, until ``quit``; when cancelled, nothing of it is left."""
+        while not self._leaving.is_set():
+            life = Life(self._limits, self._launcher, self._clock, self._runtime_dir, self._hear, self._ending)
+            self._life = life
+            self.width, self.loaded = self._launches.width, 0.0
+            self.launched += 1
+            _log.info("group_launch", width=self.width, launch=self.launched)
+            self._changed()
+            end = End(Reason.GROUP_LOST, "the worker ended")
+            try:
+                end = await life.live(self.width, self._launches.first_device)
+            finally:
+                self._life = None
+                self._lose_job(end)
+            if not self._leaving.is_set():
+                await self._mourn(end, was_ready=life.came_up.is_set())
+        self._set(Phase.ENDED)
+
+    async def _mourn(self, end: End, *, was_ready: bool) -> None:
+        if end.unloadable:
+            self._launches.unloadable()
+        elif was_ready:
+            self._launches.lost()
+        else:
+            self._launches.failed()
+        broken = end.unloadable or self._launches.exhausted
+        delay = self._launches.delay_s
+        _log.warning("group_ended", reason=end.reason, message=end.message, relaunch_s=delay, broken=broken)
+        width = self._launches.width
+        narrow = f"{width} of {self.full_width} ranks: " if width < self.full_width else ""
+        self.detail = f"{narrow}{end.reason}: {end.message}"[:500]
+        self._set(Phase.BROKEN if broken else Phase.STARTING)
+        if delay:
+            await first(self._clock.sleep(delay), self._left())
+
+    async def _left(self) -> None:
+        await self._leaving.wait()
+
+    # --- for the agent -----------------------------------------------------------------------------------------------
+
+    async def perform(self, run: Run, pulse: Callable[[Pulse], None]) -> Answer:
+        """Have the group do this job; ``pulse`` is called with each of its pulses.
+
+        Raises:
+            GroupNotReady: nothing was sent.
+            GroupLost: the group ended meanwhile.
+        """
+        if self.phase is not Phase.READY or self._life is None or self._job is not None:
+            raise GroupNotReady(f"the group is {self.phase}")
+        job = self._job = _Job(run, pulse, asyncio.get_running_loop().create_future())
+        self._life.send(run)
+        try:
+            return await job.answer
+        finally:
+            if self._job is job:
+                self._job = None
+
+    def cancel(self, job: str, epoch: int) -> None:
+        """Ask the group to stop that job at the next step."""
+        if self._life is not None:
+            self._life.send(Cancel(job=job, epoch=epoch))
+
+    def kill(self, reason: str, message: str) -> None:
+        """End the present life by force; a new one follows."""
+        if self._life is not None:
+            self._set(Phase.STARTING)
+            self._life.kill(End(reason, message))
+
+    def quit(self) -> None:
+        """End for good: in good order if the group is ready and idle, else by force. ``run`` then returns."""
+        self._leaving.set()
+        if self._life is None:
+            return
+        if self.phase is Phase.READY and self._job is None:
+            self._life.send(Quit())
+            self._life.quit()
+        else:
+            self._life.kill(End(Reason.WORKER_DRAINING, "the worker is leaving"))
+
+    # --- what rank 0 says --------------------------------------------------------------------------------------------
+
+    def _set(self, phase: Phase) -> None:
+        self.phase = phase
+        self._changed()
+
+    def _hear(self, frame: FromRank) -> End | None:
+        match frame:
+            case Hello(device=device, device_name=name):
+                if self._life is not None and self._life.came_up.is_set():
+                    return End(Reason.ENGINE_ERROR, "the group said hello twice")
+                self.device, self.device_name = device, name
+            case Loading(fraction=fraction):
+                before, self.loaded = self.loaded, min(max(fraction, 0.0), 1.0)
+                if int(before * 20) != int(self.loaded * 20):
+                    self._changed()
+            case Ready(cards=cards, layouts=layouts):
+                self._came_up(cards, layouts)
+            case CannotLoad(message=message):
+                return End(Reason.CANNOT_SERVE, message, unloadable=True)
+            case Pulse():
+                job = self._job
+                if job is not None and (frame.job, frame.epoch) == (job.run.job, job.run.epoch):
+                    job.pulse(frame)
+            case Done() | Refused() | Broke() | Stopped():
+                return self._answered(frame)
+        return None
+
+    def _came_up(self, cards: tuple[ModelCard, ...], layouts: tuple[Layout, ...]) -> None:
+        if self._life is None:
+            return
+        self._life.came_up.set()
+        self._launches.ready()
+        self.cards, self.layouts, self.loaded = cards, layouts, 1.0
+        if self.width == self.full_width:
+            self.detail = ""
+        _log.info("group_ready", width=self.width, models=[card.name for card in cards])
+        self._set(Phase.READY)
+
+    def _answered(self, frame: Answer) -> End | None:
+        job = self._job
+        if job is None or job.answer.done() or (frame.job, frame.epoch) != (job.run.job, job.run.epoch):
+            return End(Reason.ENGINE_ERROR, f"rank 0 answered for job {frame.job[:40]!r}, which it does not have")
+        poisoned = isinstance(frame, Broke) and frame.poisoned
+        if poisoned:
+            # Before the answer is seen: the group must not look ready then.
+            self._set(Phase.STARTING)
+        else:
+            self._launches.served()
+        job.answer.set_result(frame)
+        self._job = None
+        return End(Reason.DEVICE_ERROR, "the group may not serve again after an error") if poisoned else None
+
+    def _ending(self) -> None:
+        if self.phase is Phase.READY:
+            self._set(Phase.STARTING)
+
+    def _lose_job(self, end: End) -> None:
+        if self._job is not None and not self._job.answer.done():
+            self._job.answer.set_exception(GroupLost(end.reason, end.message))

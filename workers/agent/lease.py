@@ -1,0 +1,102 @@
+"""The worker's sign of life in the bucket ``workers``.
+
+Renewed by compare-and-set on the agent's own last write, so that an agent notices when another one has started under
+its name: a new start forfeits the old one's jobs, and the old one must go. A lease that has vanished (a memory bucket
+after a broker restart) is simply written again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from shared.bus import Bus
+from shared.errors import BusError, GenfleetError, WrongRevision
+from shared.messages import ModelCard, WorkerLease, decode, encode
+from shared.telemetry import log
+from shared.topology import MODELS, WORKERS, model_key
+
+_log = log(__name__)
+
+
+class Superseded(GenfleetError):
+    """Another agent has started under this worker's name: this one must stop."""
+
+
+class LeaseKeeper:
+    """Publishes one agent's lease and its model cards.
+
+    Attributes:
+        failures: publications that the bus did not confirm.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._workers = bus.bucket(WORKERS.name)
+        self._models = bus.bucket(MODELS.name)
+        self._beat = 0
+        self._revision: int | None = None
+        self._away = False
+        self._announced: dict[str, ModelCard] = {}
+        self.failures = 0
+
+    async def publish(self, lease: WorkerLease) -> bool:
+        """Write the lease with the next beat; whether the bus confirmed it.
+
+        Raises:
+            Superseded: the key holds another start's lease, newer than this one's last.
+        """
+        self._beat += 1
+        try:
+            self._revision = await self._write(replace(lease, beat=self._beat))
+        except BusError as error:
+            self.failures += 1
+            if not self._away:
+                _log.warning("lease_not_renewed", error=str(error))
+            self._away = True
+            return False
+        if self._away:
+            _log.info("lease_renewed")
+        self._away = False
+        return True
+
+    async def _write(self, lease: WorkerLease) -> int:
+        value = encode(lease)
+        if self._revision is not None:
+            try:
+                return await self._workers.update(lease.worker, value, self._revision)
+            except WrongRevision:
+                found = await self._workers.get(lease.worker)
+            if found is not None and found.value is not None and _incarnation(found.value) != lease.incarnation:
+                raise Superseded
+        return await self._workers.put(lease.worker, value)
+
+    async def announce(self, cards: tuple[ModelCard, ...]) -> None:
+        """Make the cards known, where what is known differs. May be called again and again."""
+        for card in cards:
+            if self._announced.get(card.name) == card:
+                continue
+            value = encode(card)
+            try:
+                found = await self._models.get(model_key(card.name))
+                if found is None or found.value != value:
+                    await self._models.put(model_key(card.name), value)
+            except BusError as error:
+                _log.warning("model_not_announced", model=card.name, error=str(error))
+                continue
+            self._announced[card.name] = card
+
+    async def withdraw(self, worker: str) -> None:
+        """Take the lease back, if it is still this agent's: observers need not wait for it to run out."""
+        if self._revision is None:
+            return
+        try:
+            await self._workers.delete(worker, self._revision)
+        except BusError as error:
+            _log.info("lease_left", error=str(error))
+
+
+def _incarnation(value: bytes) -> str:
+    try:
+        return decode(value, WorkerLease).incarnation
+    except msgspec.ValidationError:
+        return ""

@@ -1,0 +1,24 @@
+"""Waiting for whichever comes first, leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def first(*waits: Coroutine[Any, Any, T]) -> T:
+    """The result of the first of these to end (the earliest named, of several); the others are cancelled and have
+    ended when this returns. An exception of the winner is raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        winner = next(task for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return winner.result()

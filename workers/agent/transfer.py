@@ -1,0 +1,125 @@
+"""Inputs in, outputs out: between the artifact store and an attempt's private folder.
+
+A store that fails is tried again for as long as the caller lets it; what is wrong with the job itself is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from shared.artifacts import Artifacts
+from shared.clock import Clock
+from shared.errors import ArtifactError, ArtifactNotFound, GenfleetError, InvalidKey
+from shared.messages import Input, JobRequest, Output
+from shared.telemetry import log
+from shared.topology import output_key
+from workers.link import OutputFile
+
+#: Seconds between tries at a store that fails, doubling up to the second.
+RETRY_S = (0.25, 8.0)
+_NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,127}")
+_SUFFIXES = {
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "image/webp": ".webp",
+    "image/gif": ".gif",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+    "video/quicktime": ".mov",
+}
+
+_log = log(__name__)
+T = TypeVar("T")
+
+
+class BadInput(GenfleetError):
+    """An input of the job is not in the store, or not what the job says it is."""
+
+
+class BadOutput(GenfleetError):
+    """The engine named a file that it did not leave in its output folder."""
+
+
+async def fetch_inputs(artifacts: Artifacts, request: JobRequest, folder: Path, clock: Clock) -> dict[str, str]:
+    """The job's inputs as local files in ``folder``: ``image``, ``last_image``, ``video`` to paths.
+
+    Raises:
+        BadInput: one is missing or differs from its size or SHA-256.
+    """
+    named = {"image": request.image, "last_image": request.last_image, "video": request.video}
+    wanted = {name: given for name, given in named.items() if given is not None}
+    paths = {name: folder / (name + _SUFFIXES.get(given.media_type, "")) for name, given in wanted.items()}
+    await asyncio.gather(*(_fetch(artifacts, name, wanted[name], paths[name], clock) for name in wanted))
+    return {name: str(path) for name, path in paths.items()}
+
+
+async def _fetch(artifacts: Artifacts, name: str, given: Input, path: Path, clock: Clock) -> None:
+    try:
+        size = await _persist(lambda: artifacts.fetch_file(given.key, path), clock)
+    except (ArtifactNotFound, InvalidKey) as error:
+        raise BadInput(f"{name}: no such file in the store") from error
+    if size != given.size:
+        raise BadInput(f"{name}: {size} bytes in the store, {given.size} in the job")
+    if await asyncio.to_thread(_sha256, path) != given.sha256:
+        raise BadInput(f"{name}: its content is not that of the job (SHA-256)")
+
+
+async def store_outputs(
+    artifacts: Artifacts, job: str, epoch: int, files: tuple[OutputFile, ...], folder: Path, clock: Clock
+) -> tuple[Output, ...]:
+    """Put the engine's files under ``<job>/<epoch>/``, one after another; references to them, in the same order.
+
+    Raises:
+        BadOutput: a name is not that of a regular file in ``folder``.
+    """
+    outputs = []
+    for file in files:
+        path = folder / file.name
+        if not _NAME.fullmatch(file.name) or not await asyncio.to_thread(_is_regular, path):
+            raise BadOutput(f"no such output file: {file.name[:80]!r}")
+        key = output_key(job, epoch, file.name)
+        stored = await _persist(lambda key=key, path=path: artifacts.put_file(key, path), clock)  # type: ignore[misc]
+        outputs.append(
+            Output(
+                key=key,
+                media_type=file.media_type,
+                size=stored.size,
+                sha256=stored.sha256,
+                width=file.width,
+                height=file.height,
+                num_frames=file.num_frames,
+                fps=file.fps,
+            )
+        )
+    return tuple(outputs)
+
+
+async def _persist(transfer: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    wait, longest = RETRY_S
+    while True:
+        try:
+            return await transfer()
+        except ArtifactNotFound:
+            raise
+        except ArtifactError as error:
+            _log.warning("artifact_store_failed", error=str(error), retry_s=wait)
+        await clock.sleep(wait)
+        wait = min(2 * wait, longest)
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

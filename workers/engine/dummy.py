@@ -1,0 +1,268 @@
+"""The dummy engine: honest about making nothing, so that everything around an engine can be tried by the thousand.
+
+A job says in ``request.dummy`` what to pretend; every key is optional, unknown ones are refused:
+
+=================  ==================================================================================================
+``steps``          denoising steps to make (default: the request's ``steps``)
+``step_ms``        milliseconds per step (10)
+``fail``           a word of ``messages.Reason``: the attempt breaks with it at step ``fail_at`` (1)
+``poison``         not 0: breaking poisons the group
+``refuse``         a word of ``messages.Reason``: the job is refused
+``hang_at``        the main loop stops for ever at this step, deaf to everything
+``kill_at``        the process sends itself SIGKILL at this step
+``exit_at``        the process leaves a ``failure.json`` at this step and exits with 1
+``deaf``           not 0: cancels are ignored
+``output_bytes``   size of each output file, which is then not a picture
+=================  ==================================================================================================
+
+Steps count from 1; what is to happen *at* a step happens instead of it. Text-to-image gives a small real PNG; a video
+task gives a few bytes that call themselves ``application/octet-stream``, because that is what they are.
+
+One process whatever the pool's width, and no torch in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from shared.messages import FloatRange, IntRange, JobRequest, Layout, ModelCard, Reason, Stage, Task
+from workers.link import (
+    Broke,
+    Cancel,
+    Done,
+    FromAgent,
+    Hello,
+    LinkClosed,
+    OutputFile,
+    Pulse,
+    Quit,
+    Ready,
+    Refused,
+    Run,
+    Stopped,
+    connect,
+    receive_from_agent,
+    send,
+)
+from workers.pool import Pool, read
+
+HEADS = 8
+_PICTURE = 64
+
+
+class Pretence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to pretend: see above."""
+
+    steps: float = 0
+    step_ms: float = 10.0
+    fail: str = ""
+    fail_at: float = 1
+    poison: float = 0
+    refuse: str = ""
+    hang_at: float = 0
+    kill_at: float = 0
+    exit_at: float = 0
+    deaf: float = 0
+    output_bytes: float = -1
+
+
+class Engine:
+    """Serves one agent over one link until it is told to quit or the agent is gone."""
+
+    def __init__(self, sock: socket.socket, pool: Pool, folder: Path) -> None:
+        """
+        Args:
+            folder: the link's, where ``failure.json`` goes.
+        """
+        self._sock = sock
+        self._pool = pool
+        self._folder = folder
+        self._idle_pulse_s = min(5.0, pool.limits.silence_timeout_s / 4)
+        self._width = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def serve(self) -> None:
+        """The main loop.
+
+        Raises:
+            LinkClosed: the agent is gone.
+        """
+        send(self._sock, Hello(pid=os.getpid(), width=self._width, device="cpu", device_name="dummy"))
+        send(self._sock, Ready(cards=(card(self._pool.serve_as or "dummy"),), layouts=layouts(self._width)))
+        while True:
+            match self._frame(self._idle_pulse_s):
+                case Run() as run:
+                    send(self._sock, self._do(run))
+                case Quit():
+                    return
+                case Cancel():
+                    pass  # for a job that has just ended
+                case None:
+                    send(self._sock, Pulse())
+
+    def _frame(self, wait_s: float) -> FromAgent | None:
+        readable, _, _ = select.select([self._sock], [], [], wait_s)
+        return receive_from_agent(self._sock) if readable else None
+
+    def _do(self, run: Run) -> Done | Refused | Broke | Stopped:
+        job, epoch = run.job, run.epoch
+        try:
+            pretence = msgspec.convert(run.request.dummy or {}, Pretence)
+        except msgspec.ValidationError as error:
+            return Refused(job=job, epoch=epoch, reason=Reason.INPUT_REJECTED, message=f"dummy: {error}")
+        if pretence.refuse:
+            return Refused(job=job, epoch=epoch, reason=pretence.refuse, message="refused, as the job asked")
+        steps = int(pretence.steps) or run.request.steps
+        step_s = pretence.step_ms / 1000
+        began = time.monotonic()
+        for step in range(1, steps + 1):
+            if pretence.fail and step == int(pretence.fail_at):
+                message = f"broke at step {step}, as the job asked"
+                poisoned = bool(pretence.poison)
+                return Broke(job=job, epoch=epoch, reason=pretence.fail, message=message, poisoned=poisoned)
+            self._misbehave(pretence, step)
+            if self._cancelled(run, step_s, deaf=bool(pretence.deaf)):
+                return Stopped(job=job, epoch=epoch, step=step)
+            pulse = Pulse(
+                job=job,
+                epoch=epoch,
+                stage=Stage.DENOISE,
+                step=step,
+                total_steps=steps,
+                eta_s=(steps - step) * step_s,
+                step_s=step_s,
+            )
+            send(self._sock, pulse)
+        files = tuple(write_output(run, index, pretence) for index in range(run.request.n))
+        used: dict[str, str | int | float | bool] = {
+            "engine": "dummy",
+            "steps": steps,
+            "seconds": round(time.monotonic() - began, 4),
+        }
+        return Done(job=job, epoch=epoch, files=files, used=used)
+
+    def _cancelled(self, run: Run, step_s: float, *, deaf: bool) -> bool:
+        """Make one step; whether a cancel for this job came meanwhile."""
+        ends = time.monotonic() + step_s
+        cancelled = False
+        while True:
+            left = ends - time.monotonic()
+            if deaf:
+                time.sleep(max(0.0, left))
+                return False
+            frame = self._frame(max(0.0, left))
+            if isinstance(frame, Cancel) and (frame.job, frame.epoch) == (run.job, run.epoch):
+                cancelled = True
+            if frame is None and left <= 0:
+                return cancelled
+
+    def _misbehave(self, pretence: Pretence, step: int) -> None:
+        if step == int(pretence.hang_at):
+            while True:
+                time.sleep(3600)
+        if step == int(pretence.kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == int(pretence.exit_at):
+            failure = {"rank": 0, "reason": Reason.DEVICE_ERROR, "message": f"exit at step {step}, as the job asked"}
+            (self._folder / "failure.json").write_text(json.dumps(failure))
+            sys.exit(1)
+
+
+def card(name: str) -> ModelCard:
+    """The dummy's card: everything is allowed."""
+    return ModelCard(
+        name=name,
+        family="dummy",
+        tasks=tuple(task.value for task in Task),
+        width=IntRange(min=16, max=8192, default=832),
+        height=IntRange(min=16, max=8192, default=480),
+        max_pixels=8192 * 8192,
+        num_frames=IntRange(min=1, max=10_001, default=81),
+        fps=IntRange(min=1, max=120, default=16),
+        steps=IntRange(min=1, max=1_000_000, default=10),
+        guidance_scale=FloatRange(min=0.0, max=100.0, default=5.0),
+        shift=FloatRange(min=0.0, max=100.0, default=5.0),
+        solvers=("unipc", "euler"),
+        title="Dummy",
+        description="Makes no pictures: pretends to work for as many steps as asked, or to fail.",
+        licence="MIT",
+        max_n=16,
+        heads=HEADS,
+    )
+
+
+def layouts(width: int) -> tuple[Layout, ...]:
+    """What a real group of so many ranks could offer."""
+    offered = []
+    for cfg in (1, 2):
+        if width % cfg == 0 and HEADS % (width // cfg) == 0:
+            splits = (False, True) if width > 1 else (False,)
+            offered += [Layout(cfg=cfg, ulysses=width // cfg, vae_parallel=split) for split in splits]
+    return tuple(offered)
+
+
+def write_output(run: Run, index: int, pretence: Pretence) -> OutputFile:
+    """Leave output ``index`` in the run's folder."""
+    request = run.request
+    if request.task == Task.TEXT_TO_IMAGE and pretence.output_bytes < 0:
+        name, media_type, side = f"{index}.png", "image/png", _PICTURE
+        content = png(side, side, _colour(request, index))
+        width, height, frames, fps = side, side, 1, 0
+    else:
+        size = 256 if pretence.output_bytes < 0 else int(pretence.output_bytes)
+        name, media_type = f"{index}.bin", "application/octet-stream"
+        content = (b"genfleet dummy output\n" * (size // 22 + 1))[:size]
+        width, height, frames, fps = 0, 0, 0, 0
+    (Path(run.out_dir) / name).write_bytes(content)
+    return OutputFile(name=name, media_type=media_type, width=width, height=height, num_frames=frames, fps=fps)
+
+
+def _colour(request: JobRequest, index: int) -> tuple[int, int, int]:
+    digest = hashlib.sha256(f"{request.prompt}\0{request.seed}\0{index}".encode()).digest()
+    return digest[0], digest[1], digest[2]
+
+
+def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
+    """A PNG (RFC 2083, 8-bit RGB) of that many pixels: the colour, fading to white downwards."""
+    rows = bytearray()
+    for y in range(height):
+        fade = y / max(1, height - 1)
+        pixel = bytes(round(value + (255 - value) * fade) for value in colour)
+        rows += b"\0" + pixel * width
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(rows))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def main() -> None:
+    """``python -m workers.engine.dummy --link SOCKET --pool POOL.toml``"""
+    parser = argparse.ArgumentParser(description="The dummy engine.")
+    parser.add_argument("--link", type=Path, required=True)
+    parser.add_argument("--pool", type=Path, required=True)
+    given = parser.parse_args()
+    with connect(given.link) as sock:
+        try:
+            Engine(sock, read(given.pool), given.link.parent).serve()
+        except LinkClosed:
+            sys.exit("the agent is gone")
+
+
+if __name__ == "__main__":
+    main()
