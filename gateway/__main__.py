@@ -1,0 +1,86 @@
+"""``python -m gateway``: connect to the bus, serve HTTP, say when ready, end within the grace."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+import uvicorn
+import uvloop
+from litestar import Litestar
+
+from gateway.app import create_app
+from gateway.parts import Gateway
+from shared.artifacts import open_store
+from shared.clock import SystemClock
+from shared.errors import GenfleetError
+from shared.nats_bus import connect
+from shared.settings import Settings, load
+from shared.telemetry import configure, log
+
+_BACKLOG = 4096
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which waits for open answers at shutdown: event streams are ended first, else each would be waited
+    for until the grace is over."""
+
+    def __init__(self, config: uvicorn.Config, app: Litestar, url: str) -> None:
+        super().__init__(config)
+        self._gateway: Gateway = app.state.gateway
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log(__name__).info("ready", url=self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.live.streams.close()
+        await super().shutdown(sockets)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    listening = socket.create_server(
+        (settings.host, settings.port),
+        family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+        backlog=_BACKLOG,
+    )
+    listening.setblocking(False)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{listening.getsockname()[1]}"
+    bus = await connect(settings, name="gateway")
+    try:
+        app = create_app(bus, open_store(settings.artifacts), settings, SystemClock())
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
+        )
+        await _Server(config, app, url).serve(sockets=[listening])
+    finally:
+        await bus.close()
+
+
+def main() -> None:
+    """The process."""
+    try:
+        settings = load()
+        configure("gateway", settings)
+        uvloop.run(serve(settings))
+    except GenfleetError as error:
+        sys.exit(f"gateway: {error}")
+    except OSError as error:
+        sys.exit(f"gateway: cannot listen: {error}")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The gateway put together: its parts, its routes, its life."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import State
+
+from gateway import problems
+from gateway.admission import Admission
+from gateway.changes import Changes
+from gateway.live import Live
+from gateway.metrics import Metrics
+from gateway.parts import Gateway
+from gateway.routes import events, fleet, health, jobs, outputs
+from gateway.submit import Submissions
+from shared.artifacts import Artifacts
+from shared.bus import Bus
+from shared.clock import Clock
+from shared.settings import Settings
+
+
+def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock) -> Litestar:
+    """A gateway as an ASGI application. Its followers live as long as its lifespan; the bus is the caller's to close.
+
+    ``app.state.gateway`` holds its parts.
+    """
+    name = f"gateway-{secrets.token_hex(4)}"
+    live = Live(bus, settings, clock)
+    admission = Admission(bus, live, settings, clock)
+    metrics = Metrics(live, bus)
+    gateway = Gateway(
+        bus=bus,
+        artifacts=artifacts,
+        settings=settings,
+        live=live,
+        admission=admission,
+        submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),
+        changes=Changes(bus, artifacts, live, clock, name),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        live.start()
+        watching = asyncio.create_task(admission.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await live.stop()
+
+    return Litestar(
+        route_handlers=[
+            *jobs.HANDLERS,
+            *events.HANDLERS,
+            *outputs.HANDLERS,
+            *fleet.HANDLERS,
+            *health.HANDLERS,
+        ],
+        lifespan=[lifespan],
+        state=State({"gateway": gateway}),
+        middleware=[metrics.middleware],
+        exception_handlers=problems.HANDLERS,
+        # Our own document says more of the truth than the one that the framework derives: see ``gateway.openapi``.
+        openapi_config=None,
+        # Bodies are read and bounded by the routes that take one.
+        request_max_body_size=None,
+        logging_config=None,
+    )

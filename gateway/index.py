@@ -1,0 +1,172 @@
+"""Indexes over the records that a gateway knows, so that no request scans them: lists, and places in the queue.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+from sortedcontainers import SortedList  # type: ignore[import-untyped]
+
+from shared.errors import InvalidRequest
+from shared.messages import JobRecord, State
+
+#: Entries that one page may look at: a rare combination of filters gives short pages, not slow ones.
+MAX_LOOKED_AT = 5000
+
+
+class Place(NamedTuple):
+    """Where a job stands in lists: oldest first."""
+
+    created_at: float
+    id: str
+
+
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs a list is to show; empty means any."""
+
+    states: frozenset[str] = frozenset()
+    model: str = ""
+    task: str = ""
+
+
+def cursor(place: Place) -> str:
+    """The place as an opaque word for a URL."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def from_cursor(word: str) -> Place:
+    """The place that ``cursor`` wrote.
+
+    Raises:
+        InvalidRequest: it did not write this.
+    """
+    try:
+        raw = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
+        return Place(*msgspec.json.decode(raw, type=tuple[float, str]))
+    except ValueError as error:  # msgspec's, binascii's and UnicodeDecodeError are ValueErrors
+        raise InvalidRequest("not a cursor that this server gave", "after") from error
+
+
+class JobIndex:
+    """Jobs per tenant, newest first, by state, model and task."""
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[str, str, str], SortedList] = defaultdict(SortedList)
+        self.states: Counter[str] = Counter()
+
+    def add(self, record: JobRecord) -> None:
+        place = Place(record.created_at, record.id)
+        for key in _lists_of(record):
+            self._lists[key].add(place)
+        self.states[record.state] += 1
+
+    def remove(self, record: JobRecord) -> None:
+        place = Place(record.created_at, record.id)
+        for key in _lists_of(record):
+            places = self._lists[key]
+            places.remove(place)
+            if not places:
+                del self._lists[key]
+        self.states[record.state] -= 1
+
+    def move(self, before: JobRecord, after: JobRecord) -> None:
+        """The record changed; its tenant, age, model and task never do, so only its state is looked at."""
+        if before.state == after.state:
+            return
+        place = Place(after.created_at, after.id)
+        key = (before.tenant, "state", str(before.state))
+        self._lists[key].remove(place)
+        if not self._lists[key]:
+            del self._lists[key]
+        self._lists[(after.tenant, "state", str(after.state))].add(place)
+        self.states[before.state] -= 1
+        self.states[after.state] += 1
+
+    def newest(self, tenant: str, filters: Filters, before: Place | None) -> Iterator[Place]:
+        """Places newest first, older than ``before``: of the narrowest index that holds all wanted jobs, so the caller
+        still has to look at each."""
+        names: list[list[tuple[str, str, str]]] = [[(tenant, "all", "")]]
+        if filters.states:
+            names.append([(tenant, "state", state) for state in filters.states])
+        if filters.model:
+            names.append([(tenant, "model", filters.model)])
+        if filters.task:
+            names.append([(tenant, "task", filters.task)])
+        candidates = [[self._lists[key] for key in keys if key in self._lists] for keys in names]
+        best = min(candidates, key=lambda lists: sum(len(places) for places in lists))
+        return heapq.merge(
+            *(places.irange(maximum=before, inclusive=(True, False), reverse=True) for places in best), reverse=True
+        )
+
+
+def _lists_of(record: JobRecord) -> tuple[tuple[str, str, str], ...]:
+    tenant = record.tenant
+    return (
+        (tenant, "all", ""),
+        (tenant, "state", str(record.state)),
+        (tenant, "model", record.request.model),
+        (tenant, "task", record.request.task),
+    )
+
+
+class QueueIndex:
+    """Queued jobs in the order in which they are served: by priority, and first come first served within one."""
+
+    def __init__(self) -> None:
+        self._queued: dict[str, SortedList] = defaultdict(SortedList)
+        self._steps: Counter[str] = Counter()
+        self.priorities: Counter[int] = Counter()
+        self._executing: dict[str, dict[str, JobRecord]] = defaultdict(dict)
+
+    def add(self, record: JobRecord) -> None:
+        model = record.request.model
+        if record.state is State.QUEUED:
+            self._queued[model].add(_order(record))
+            self._steps[model] += _steps(record)
+            self.priorities[record.priority] += 1
+        elif record.state in (State.ASSIGNED, State.RUNNING, State.CANCELLING):
+            self._executing[model][record.id] = record
+
+    def remove(self, record: JobRecord) -> None:
+        model = record.request.model
+        if record.state is State.QUEUED:
+            self._queued[model].remove(_order(record))
+            self._steps[model] -= _steps(record)
+            self.priorities[record.priority] -= 1
+            if not self._queued[model]:
+                del self._queued[model], self._steps[model]
+        else:
+            executing = self._executing.get(model)
+            if executing is not None and executing.pop(record.id, None) is not None and not executing:
+                del self._executing[model]
+
+    def ahead(self, record: JobRecord) -> int:
+        """How many queued jobs of its model go before it: O(log n)."""
+        return int(self._queued[record.request.model].bisect_left(_order(record)))
+
+    def mean_steps(self, model: str) -> float:
+        """Denoising steps of the model's queued jobs, on average."""
+        queued = self._queued.get(model)
+        return self._steps[model] / len(queued) if queued else 0.0
+
+    def executing(self, model: str) -> tuple[JobRecord, ...]:
+        """The model's jobs that workers hold."""
+        return tuple(self._executing.get(model, {}).values())
+
+    def __len__(self) -> int:
+        return sum(len(queued) for queued in self._queued.values())
+
+
+def _order(record: JobRecord) -> tuple[int, float, str]:
+    return -record.priority, record.created_at, record.id
+
+
+def _steps(record: JobRecord) -> int:
+    return record.request.steps * record.request.n

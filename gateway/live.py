@@ -1,0 +1,449 @@
+"""What this gateway knows of the buckets: one follower per bucket and process keeps it current, and every GET, list and
+stream is served from it without touching the bus.
+
+The view trails the bus by the time a message takes. Two things make up for it: a record that this process wrote is
+put in at once (``put``), so that a client reads its own writes, and a job that is not known is read from the bucket
+once (``find``), because another gateway may have taken it a moment ago. Revisions decide which of two is newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from gateway.index import MAX_LOOKED_AT, Filters, JobIndex, Place, QueueIndex
+from gateway.problems import gone, not_found
+from gateway.resolve import Offer, fits
+from gateway.schema import JobView, QueueView
+from gateway.streams import Streams
+from gateway.views import concerns, job_view
+from shared.bus import Batch, Bus, Entry
+from shared.clock import Clock
+from shared.messages import (
+    TERMINAL,
+    JobRecord,
+    Layout,
+    ModelCard,
+    Parallel,
+    Progress,
+    State,
+    WorkerLease,
+    WorkerState,
+    decode,
+)
+from shared.settings import Settings
+from shared.telemetry import log
+from shared.topology import JOBS, MODELS, PROGRESS, WORKERS
+
+_LOG = log(__name__)
+
+#: Deleted jobs that are remembered, so that a read that was under way cannot bring one back.
+_REMEMBERED_DELETIONS = 10_000
+#: A worker that has not renewed its lease for so long is forgotten.
+_FORGET_WORKER_S = 60.0
+#: How often watchers of queued jobs hear of their place.
+_QUEUE_PERIOD_S = 1.0
+_FOLLOW_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A record as last seen: at which revision, written when by the broker's clock."""
+
+    record: JobRecord
+    revision: int
+    timestamp: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A lease, and when it was last renewed on this process's monotonic clock."""
+
+    lease: WorkerLease
+    at: float
+
+
+class BrokerClock:
+    """What time the broker's clock shows, without asking it.
+
+    An entry that arrives carries the broker's time of its write, which lies before the arrival: broker time minus own
+    monotonic time is therefore at least ``timestamp - arrival``, and the quickest delivery comes closest. So the
+    largest such difference is kept. It is forgotten after two windows without renewal, so that a broker whose clock
+    was set back is not believed to be in the future for ever; leases arrive every few seconds and keep it exact.
+    """
+
+    WINDOW_S = 60.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead: float | None = None
+        self._before: float | None = None
+        self._since = clock.monotonic()
+
+    def saw(self, timestamp: float) -> None:
+        """An entry with that timestamp has just arrived."""
+        now = self._clock.monotonic()
+        ahead = timestamp - now
+        if now - self._since > self.WINDOW_S:
+            self._before, self._ahead, self._since = self._ahead, None, now
+        if self._ahead is None or ahead > self._ahead:
+            self._ahead = ahead
+
+    def now(self) -> float | None:
+        """The broker's time; None if nothing has been heard of it."""
+        known = [ahead for ahead in (self._ahead, self._before) if ahead is not None]
+        return self._clock.monotonic() + max(known) if known else None
+
+    def since(self, timestamp: float | None) -> float:
+        """Seconds by the broker's clock since that time; 0 if nothing is known."""
+        now = self.now()
+        return 0.0 if now is None or timestamp is None else max(0.0, now - timestamp)
+
+
+class Live:
+    """The view. ``start`` its followers, ``stop`` them."""
+
+    def __init__(self, bus: Bus, settings: Settings, clock: Clock) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._clock = clock
+        self.broker_clock = BrokerClock(clock)
+        self.streams = Streams()
+        self.index = JobIndex()
+        self.queue = QueueIndex()
+        self.models: dict[str, ModelCard] = {}
+        self._jobs: dict[str, Known] = {}
+        self._deleted: OrderedDict[str, int] = OrderedDict()
+        self._progress: dict[str, Progress] = {}
+        self._leases: dict[str, Seen] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._caught_up: set[str] = set()
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to follow."""
+        buckets: tuple[tuple[str, Callable[[Batch], None]], ...] = (
+            (MODELS.name, self._on_models),
+            (WORKERS.name, self._on_workers),
+            (PROGRESS.name, self._on_progress),
+            (JOBS.name, self._on_jobs),
+        )
+        loops = [self._follow(name, take) for name, take in buckets]
+        self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._heartbeats(), self._queue_news())]
+
+    async def stop(self) -> None:
+        """End the followers and every stream."""
+        self.streams.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all of the buckets has been read once."""
+        return len(self._caught_up) == 4
+
+    async def _follow(self, name: str, take: Callable[[Batch], None]) -> None:
+        while True:
+            try:
+                async for batch in self._bus.bucket(name).follow():
+                    take(batch)
+                    if batch.caught_up:
+                        self._caught_up.add(name)
+            except Exception:
+                # A follower outlives everything that the bus knows of; what ends one is a fault of ours, and one
+                # that does not come back would freeze every stream.
+                _LOG.exception("a follower failed", bucket=name)
+            await self._clock.sleep(_FOLLOW_AGAIN_S)
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.sse_heartbeat_s)
+            self.streams.beat()
+
+    async def _queue_news(self) -> None:
+        while True:
+            await self._clock.sleep(_QUEUE_PERIOD_S)
+            for feed in list(self.streams.feeds.values()):
+                if feed.record.state is State.QUEUED:
+                    feed.queued(self.place(feed.record))
+
+    # --- what the followers bring ----------------------------------------------------------------------------------
+
+    def _on_jobs(self, batch: Batch) -> None:
+        if batch.reset:
+            for job in list(self._jobs):
+                self._forget(job)
+            self._deleted.clear()
+        for entry in batch.entries:
+            self.broker_clock.saw(entry.timestamp)
+            self.take(entry)
+        if batch.reset:
+            for job, feed in list(self.streams.feeds.items()):
+                if job not in self._jobs:
+                    feed.gone()
+
+    def _on_progress(self, batch: Batch) -> None:
+        if batch.reset:
+            self._progress.clear()
+        for entry in batch.entries:
+            self.broker_clock.saw(entry.timestamp)
+            if entry.value is None:
+                self._progress.pop(entry.key, None)
+                continue
+            progress = _decoded(entry, Progress)
+            if progress is None:
+                continue
+            known = self._jobs.get(entry.key)
+            if known is not None and known.record.state in TERMINAL:
+                continue
+            self._progress[entry.key] = progress
+            feed = self.streams.feed(entry.key)
+            if feed is not None and concerns(progress, feed.record):
+                feed.progressed(progress)
+
+    def _on_workers(self, batch: Batch) -> None:
+        if batch.reset:
+            self._leases.clear()
+        for entry in batch.entries:
+            self.broker_clock.saw(entry.timestamp)
+            lease = _decoded(entry, WorkerLease)
+            if lease is None:
+                self._leases.pop(entry.key, None)
+                continue
+            self._leases[entry.key] = Seen(lease, self._clock.monotonic() - self.broker_clock.since(entry.timestamp))
+
+    def _on_models(self, batch: Batch) -> None:
+        if batch.reset:
+            self.models.clear()
+        for entry in batch.entries:
+            card = _decoded(entry, ModelCard)
+            if card is not None:
+                self.models[card.name] = card
+            else:
+                self.models.pop(entry.key.replace("=", "."), None)
+
+    def take(self, entry: Entry) -> None:
+        """A job's entry, from the follower or read: known from now on, unless something newer is."""
+        known = self._jobs.get(entry.key)
+        if known is not None and entry.revision == known.revision:
+            self._jobs[entry.key] = replace(known, timestamp=entry.timestamp)
+        elif self._is_news(entry.key, entry.revision):
+            if entry.value is None:
+                self._delete(entry.key, entry.revision)
+                return
+            record = _decoded(entry, JobRecord)
+            if record is not None:
+                self._put(Known(record, entry.revision, entry.timestamp))
+
+    def put(self, record: JobRecord, revision: int) -> None:
+        """A record that this process has just written."""
+        if self._is_news(record.id, revision):
+            self._put(Known(record, revision, self.broker_clock.now()))
+
+    def _is_news(self, job: str, revision: int) -> bool:
+        known = self._jobs.get(job)
+        return revision > (known.revision if known else self._deleted.get(job, 0))
+
+    def _put(self, now: Known) -> None:
+        record = now.record
+        before = self._jobs.get(record.id)
+        self._jobs[record.id] = now
+        if before is None:
+            self.index.add(record)
+        else:
+            self.index.move(before.record, record)
+            self.queue.remove(before.record)
+        self.queue.add(record)
+        if record.state in TERMINAL:
+            self._progress.pop(record.id, None)
+        feed = self.streams.feed(record.id)
+        if feed is not None:
+            feed.changed(record)
+            progress = self._progress.get(record.id)
+            if progress is not None and concerns(progress, record):
+                feed.progressed(progress)  # it may have come before the transition that it belongs to
+
+    def deleted(self, job: str, revision: int) -> None:
+        """This process deleted the job."""
+        self._delete(job, revision)
+
+    def _delete(self, job: str, revision: int) -> None:
+        self._forget(job)
+        self._deleted[job] = revision
+        self._deleted.move_to_end(job)
+        if len(self._deleted) > _REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
+        feed = self.streams.feed(job)
+        if feed is not None:
+            feed.gone()
+
+    def _forget(self, job: str) -> None:
+        known = self._jobs.pop(job, None)
+        if known is not None:
+            self.index.remove(known.record)
+            self.queue.remove(known.record)
+        self._progress.pop(job, None)
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
+    def known(self, job: str) -> Known | None:
+        """The job as last seen, whoever's it is."""
+        return self._jobs.get(job)
+
+    async def find(self, job: str, tenant: str) -> Known:
+        """The tenant's job: from the view, or read once from the bucket if the view does not have it (yet).
+
+        Raises:
+            Problem: 404 if there is none, 410 if it was deleted.
+            BusUnavailable: it is not known here and the bus does not answer.
+        """
+        known = self._jobs.get(job)
+        if known is None:
+            if job in self._deleted:
+                raise gone()
+            known = await self.refresh(job)
+        if known.record.tenant != tenant:
+            raise not_found()
+        return known
+
+    async def refresh(self, job: str) -> Known:
+        """The job as the bucket has it now. Raises as ``find``."""
+        entry = await self._bus.bucket(JOBS.name).get(job)
+        if entry is None:
+            raise not_found()
+        if entry.value is None:
+            self.take(entry)
+            raise gone()
+        self.take(entry)
+        known = self._jobs.get(job)
+        if known is None:
+            raise gone() if job in self._deleted else not_found()
+        return known
+
+    def view(self, record: JobRecord) -> JobView:
+        """What the API shows of it now."""
+        queue = self.place(record) if record.state is State.QUEUED else None
+        return job_view(record, self._progress.get(record.id), queue)
+
+    def progress_of(self, record: JobRecord) -> Progress | None:
+        """How far the job's present attempt is."""
+        progress = self._progress.get(record.id)
+        return progress if concerns(progress, record) else None
+
+    def page(
+        self, tenant: str, filters: Filters, after: Place | None, limit: int
+    ) -> tuple[list[JobRecord], Place | None]:
+        """At most ``limit`` jobs, newest first, and where the next page begins; None at the end."""
+        found: list[JobRecord] = []
+        last: Place | None = None
+        for place in itertools.islice(self.index.newest(tenant, filters, after), MAX_LOOKED_AT):
+            if len(found) == limit:
+                return found, last
+            last = place
+            record = self._jobs[place.id].record
+            if (
+                (not filters.states or record.state in filters.states)
+                and (not filters.model or record.request.model == filters.model)
+                and (not filters.task or record.request.task == filters.task)
+            ):
+                found.append(record)
+        more = last is not None and next(self.index.newest(tenant, filters, last), None) is not None
+        return found, last if more else None
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[tuple[WorkerLease, str, float]]:
+        """Leases, each with the worker's state as seen from here and the seconds since it was renewed.
+
+        Silence is counted only while there is contact with the bus: a broker restart loses no worker.
+        """
+        now = self._clock.monotonic()
+        contact = self._bus.contact_s()
+        seen = []
+        for name, (lease, at) in sorted((name, (seen.lease, seen.at)) for name, seen in self._leases.items()):
+            silent = now - at
+            heard_out = min(silent, contact)
+            if heard_out > _FORGET_WORKER_S:
+                del self._leases[name]
+                continue
+            state = "lost" if heard_out > 2 * lease.lease_s else str(lease.state)
+            seen.append((lease, state, silent))
+        return seen
+
+    def serving(self, model: str) -> list[WorkerLease]:
+        """Leases of the workers that serve the model now."""
+        up = (WorkerState.IDLE, WorkerState.BUSY)
+        return [lease for lease, state, _ in self.workers() if model in lease.models and state in up]
+
+    def offers(self, model: str) -> list[Offer]:
+        """The layouts that are on offer for the model."""
+        return [
+            Offer(layout=layout, full_width=lease.full_width)
+            for lease in self.serving(model)
+            for layout in lease.layouts
+        ]
+
+    def layouts(self, model: str) -> tuple[Layout, ...]:
+        """The same, each once."""
+        return tuple(dict.fromkeys(offer.layout for offer in self.offers(model)))
+
+    def step_s(self, model: str) -> float | None:
+        """Measured seconds per denoising step, over the workers that serve the model."""
+        measured = [lease.step_s[model] for lease in self.serving(model) if model in lease.step_s]
+        return sum(measured) / len(measured) if measured else None
+
+    def place(self, record: JobRecord) -> QueueView:
+        """A queued job's place among those of its model, and when a worker may take it.
+
+        The estimate is the work before it (what runs, by its own progress where it tells, and what is queued, by
+        measured step times) spread over the workers that serve the model; None where nothing has been measured.
+        """
+        model = record.request.model
+        ahead = self.queue.ahead(record)
+        serving = self.serving(model)
+        step_s = self.step_s(model)
+        asked = record.request.parallel
+        why = "next" if ahead == 0 else "jobs_ahead"
+        if not serving:
+            starting = any(s == WorkerState.STARTING for lease, s, _ in self.workers() if model in lease.models)
+            why = "worker_starting" if starting else "no_worker"
+        elif asked != Parallel() and not any(fits(asked, offer.layout) for offer in self.offers(model)):
+            why = "layout_unavailable"
+        eta_s = None
+        if why in ("next", "jobs_ahead"):
+            executing = self.queue.executing(model)
+            slots = max(1, sum(lease.capacity for lease in serving))
+            if ahead == 0 and len(executing) < slots:
+                eta_s = 0.0
+            elif step_s is not None:
+                running = sum(self._remaining(busy, step_s) for busy in executing)
+                eta_s = round((running + ahead * step_s * self.queue.mean_steps(model)) / slots, 1)
+        return QueueView(position=ahead + 1, eta_s=eta_s, why=why)
+
+    def _remaining(self, record: JobRecord, step_s: float) -> float:
+        progress = self.progress_of(record)
+        if progress is not None and progress.eta_s is not None:
+            return progress.eta_s
+        return record.request.steps * record.request.n * step_s
+
+
+T = TypeVar("T")
+
+
+def _decoded(entry: Entry, kind: type[T]) -> T | None:
+    """The entry's message; None for a marker, and for what no version of this program wrote."""
+    if entry.value is None:
+        return None
+    try:
+        return decode(entry.value, kind)
+    except msgspec.MsgspecError as error:
+        _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
+        return None

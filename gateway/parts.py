@@ -1,0 +1,54 @@
+"""The gateway's parts, as the routes find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+from litestar.connection import Request
+from litestar.response import Response
+
+from gateway.admission import Admission
+from gateway.changes import Changes
+from gateway.live import Live
+from gateway.metrics import Metrics
+from gateway.submit import Submissions
+from shared.artifacts import Artifacts
+from shared.bus import Bus
+from shared.settings import Settings
+
+AnyRequest = Request[Any, Any, Any]
+
+_encoder = msgspec.json.Encoder()
+
+try:
+    VERSION = version("genfleet")
+except PackageNotFoundError:
+    VERSION = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything a route may need."""
+
+    bus: Bus
+    artifacts: Artifacts
+    settings: Settings
+    live: Live
+    admission: Admission
+    submissions: Submissions
+    changes: Changes
+    metrics: Metrics
+
+
+def gateway_of(request: AnyRequest) -> Gateway:
+    """The gateway that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def answer(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """The body as JSON, encoded once here and not by the framework."""
+    return Response(_encoder.encode(body), status_code=status, media_type="application/json", headers=headers)

@@ -1,0 +1,163 @@
+"""Errors as RFC 9457 problem details: the only shape in which the native API says no.
+
+``Problem`` is raised anywhere below a route. Unexpected exceptions become a 500 that tells nothing of their insides;
+they are logged with theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar.connection import Request
+from litestar.exceptions import HTTPException
+from litestar.response import Response
+from msgspec import UNSET, Struct, UnsetType
+
+from shared.errors import ArtifactError, BusError, GenfleetError, InvalidRequest
+from shared.telemetry import log
+
+_LOG = log(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+#: Seconds after which a client should come back when the bus or the queue said no.
+RETRY_AFTER_S = 2
+
+
+class FieldError(Struct, frozen=True, kw_only=True):
+    """What is wrong with one field: its dotted path, and a sentence."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error (RFC 9457). ``id`` is the job it is about: in a 503, the id that the job would have."""
+
+    title: str
+    status: int
+    type: str = "about:blank"
+    detail: str | UnsetType = UNSET
+    errors: tuple[FieldError, ...] | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+
+
+class Problem(GenfleetError):
+    """A request ends here, with this answer.
+
+    Args:
+        status: of HTTP.
+        detail: a sentence for people.
+        errors: the fields at fault.
+        job: the id of the job it is about.
+        retry_after_s: sent as ``Retry-After``.
+        headers: further headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        job: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors
+        self.job = job
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+
+
+def invalid(field: str, message: str) -> Problem:
+    """422: this field has a value that cannot be served."""
+    return Problem(422, f"{field}: {message}" if field else message, errors=(FieldError(field=field, message=message),))
+
+
+def not_found(what: str = "no such job") -> Problem:
+    """404; the same whether the thing never was or is somebody else's."""
+    return Problem(404, what)
+
+
+def gone() -> Problem:
+    """410: the job was deleted."""
+    return Problem(410, "the job was deleted")
+
+
+def bus_down(job: str | None = None) -> Problem:
+    """503: the bus did not answer. Whether a write happened is unknown: retry with the same Idempotency-Key."""
+    return Problem(
+        503,
+        "the message bus does not answer; whether the request took effect is unknown: try again, "
+        "with the same Idempotency-Key if you sent one",
+        job=job,
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def response(problem: Problem) -> Response[bytes]:
+    """The problem as an answer."""
+    body = ProblemDetails(
+        title=_title(problem.status),
+        status=problem.status,
+        detail=problem.detail or UNSET,
+        errors=problem.errors or UNSET,
+        id=problem.job or UNSET,
+    )
+    return Response(
+        msgspec.json.encode(body), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers
+    )
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def _from_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
+    return response(problem)
+
+
+def _from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    detail = error.detail if error.status_code < 500 else "internal error"
+    headers = {str(key): str(value) for key, value in (error.headers or {}).items()}
+    return response(Problem(error.status_code, detail, headers=headers))
+
+
+def _from_invalid(_: Request[Any, Any, Any], error: InvalidRequest) -> Response[bytes]:
+    return response(invalid(error.field, str(error)))
+
+
+def _from_bus(request: Request[Any, Any, Any], error: BusError) -> Response[bytes]:
+    _LOG.warning("the bus failed", path=request.scope["path"], error=type(error).__name__)
+    return response(bus_down())
+
+
+def _from_artifacts(request: Request[Any, Any, Any], error: ArtifactError) -> Response[bytes]:
+    _LOG.error("the artifact store failed", path=request.scope["path"], error=str(error))
+    return response(Problem(503, "the artifact store failed; try again", retry_after_s=RETRY_AFTER_S))
+
+
+def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    _LOG.error("a request failed unexpectedly", path=request.scope["path"], exc_info=error)
+    return response(Problem(500, "internal error"))
+
+
+#: For Litestar: from the exception's class to its answer.
+HANDLERS: dict[int | type[Exception], Any] = {
+    Problem: _from_problem,
+    HTTPException: _from_http,
+    InvalidRequest: _from_invalid,
+    BusError: _from_bus,
+    ArtifactError: _from_artifacts,
+    Exception: _unexpected,
+}

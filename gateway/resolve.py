@@ -1,0 +1,248 @@
+"""From what a client sent and a model's card to the complete request that the engine gets. Pure: the seed and the
+stored inputs are handed in.
+
+Everything that cannot be served is refused here, naming the field, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from gateway.schema import ParallelBody, SubmitBody
+from shared.errors import InvalidRequest
+from shared.messages import (
+    AttentionCache,
+    FloatRange,
+    Input,
+    IntRange,
+    JobRequest,
+    Layout,
+    ModelCard,
+    Parallel,
+    Task,
+)
+
+#: Formats by kind of task; the first is the default.
+_IMAGE_FORMATS = ("png",)
+_VIDEO_FORMATS = ("mp4",)
+#: What each task takes; a task that is not named here takes whatever its card's engine makes of it.
+_TAKES: dict[str, frozenset[str]] = {
+    Task.TEXT_TO_VIDEO: frozenset(),
+    Task.TEXT_TO_IMAGE: frozenset(),
+    Task.IMAGE_TO_VIDEO: frozenset({"image", "last_image"}),
+}
+
+#: For a model that no pool has announced yet (setting ``unknown_model=queue``): the commonest Wan values, and ranges so
+#: wide that they refuse nothing which the engine could do.
+UNANNOUNCED = ModelCard(
+    name="",
+    family="",
+    tasks=(Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE),
+    width=IntRange(min=16, max=4096, default=832, multiple_of=16),
+    height=IntRange(min=16, max=4096, default=480, multiple_of=16),
+    max_pixels=4096 * 4096,
+    num_frames=IntRange(min=1, max=1001, default=81, multiple_of=4, offset=1),
+    fps=IntRange(min=1, max=60, default=16),
+    steps=IntRange(min=1, max=1000, default=40),
+    guidance_scale=FloatRange(min=0.0, max=100.0, default=5.0),
+    shift=FloatRange(min=0.0, max=100.0, default=5.0),
+    solvers=("unipc", "dpm++", "euler"),
+    max_n=8,
+)
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """A layout that some worker offers for the model; ``full_width`` is what its group has when it is whole."""
+
+    layout: Layout
+    full_width: int
+
+
+def resolve(
+    body: SubmitBody, card: ModelCard, inputs: Mapping[str, Input], offers: Iterable[Offer], seed: int, model: str
+) -> JobRequest:
+    """The complete request.
+
+    Args:
+        inputs: by field name (``image``, ``last_image``, ``video``), already checked.
+        offers: of the workers that serve the model now; none means that nothing is known and any layout may wait.
+        seed: used when the client gave none.
+        model: the name under which it is served.
+
+    Raises:
+        InvalidRequest: it cannot be served; names the field.
+    """
+    task = _task(body, card, inputs)
+    _check_inputs(task, inputs)
+    still = task == Task.TEXT_TO_IMAGE
+    width, height = _size(body.size, card)
+    if still and body.num_frames not in (None, 1):
+        raise InvalidRequest(f"{task} makes one frame, not {body.num_frames}", "num_frames")
+    if body.n > card.max_n:
+        raise InvalidRequest(f"at most {card.max_n} for {model}", "n")
+    if body.dummy is not None and card.family != "dummy":
+        raise InvalidRequest("only the dummy model takes it", "dummy")
+    return JobRequest(
+        model=model,
+        task=task,
+        prompt=body.prompt,
+        negative_prompt=card.negative_prompt if body.negative_prompt is None else body.negative_prompt,
+        width=width,
+        height=height,
+        num_frames=1 if still else integer(body.num_frames, card.num_frames, "num_frames"),
+        fps=integer(body.fps, card.fps, "fps"),
+        steps=integer(body.steps, card.steps, "steps"),
+        guidance_scale=number(body.guidance_scale, card.guidance_scale, "guidance_scale"),
+        shift=number(body.shift, card.shift, "shift"),
+        solver=_choice(body.solver, card.solvers, "solver"),
+        seed=seed if body.seed is None else body.seed,
+        n=body.n,
+        image=inputs.get("image"),
+        last_image=inputs.get("last_image"),
+        video=inputs.get("video"),
+        parallel=_parallel(body.parallel, offers),
+        cache=_cache(body, card),
+        output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
+        dummy=body.dummy,
+    )
+
+
+def _task(body: SubmitBody, card: ModelCard, inputs: Mapping[str, Input]) -> str:
+    if body.task is not None:
+        task, field = body.task, "task"
+    elif "image" in inputs:
+        task, field = Task.IMAGE_TO_VIDEO.value, "image"
+    elif "last_image" in inputs or "video" in inputs:
+        raise InvalidRequest("say which task this is for", "task")
+    elif body.num_frames == 1:
+        task, field = Task.TEXT_TO_IMAGE.value, "num_frames"
+    else:
+        task, field = Task.TEXT_TO_VIDEO.value, "task"
+        if task not in card.tasks and tuple(card.tasks) == (Task.TEXT_TO_IMAGE,):
+            task = Task.TEXT_TO_IMAGE.value
+    if task not in card.tasks:
+        raise InvalidRequest(f"{card.name} does {', '.join(card.tasks)}; not {task}", field)
+    return task
+
+
+def _check_inputs(task: str, inputs: Mapping[str, Input]) -> None:
+    takes = _TAKES.get(task)
+    if takes is None:
+        return
+    for field in inputs:
+        if field not in takes:
+            raise InvalidRequest(f"{task} takes none", field)
+    if "image" in takes and "image" not in inputs:
+        raise InvalidRequest(f"{task} needs one", "image")
+
+
+def _size(size: str | None, card: ModelCard) -> tuple[int, int]:
+    if size is None:
+        return card.width.default, card.height.default
+    width, height = (int(side) for side in size.split("x"))
+    integer(width, card.width, "size", "width ")
+    integer(height, card.height, "size", "height ")
+    if width * height > card.max_pixels:
+        raise InvalidRequest(f"{width}x{height} is {width * height} pixels; at most {card.max_pixels}", "size")
+    return width, height
+
+
+def integer(given: int | None, allowed: IntRange, field: str, what: str = "") -> int:
+    """The value, or the default when none is given.
+
+    Raises:
+        InvalidRequest: it is not allowed; says what is, and the nearest.
+    """
+    if given is None:
+        return allowed.default
+    lowest = allowed.min + (allowed.offset - allowed.min) % allowed.multiple_of
+    highest = allowed.max - (allowed.max - allowed.offset) % allowed.multiple_of
+    if lowest <= given <= highest and (given - allowed.offset) % allowed.multiple_of == 0:
+        return given
+    rule = f"from {lowest} to {highest}"
+    if allowed.multiple_of > 1:
+        plus = f" plus {allowed.offset % allowed.multiple_of}" if allowed.offset % allowed.multiple_of else ""
+        rule = f"a multiple of {allowed.multiple_of}{plus}, {rule}"
+    raise InvalidRequest(f"{what}must be {rule}, not {given}; nearest: {nearest(given, allowed)}", field)
+
+
+def nearest(given: int, allowed: IntRange) -> int:
+    """The allowed value closest to the given one; of two equally close ones the smaller."""
+    lowest = allowed.min + (allowed.offset - allowed.min) % allowed.multiple_of
+    highest = allowed.max - (allowed.max - allowed.offset) % allowed.multiple_of
+    below = given - (given - allowed.offset) % allowed.multiple_of
+    above = below + allowed.multiple_of
+    return max(lowest, min(highest, below if given - below <= above - given else above))
+
+
+def number(given: float | None, allowed: FloatRange, field: str) -> float:
+    """The value, or the default when none is given.
+
+    Raises:
+        InvalidRequest: it is not allowed.
+    """
+    if given is None:
+        return allowed.default
+    if not allowed.min <= given <= allowed.max:
+        raise InvalidRequest(f"must be from {allowed.min:g} to {allowed.max:g}, not {given:g}", field)
+    return given
+
+
+def _choice(given: str | None, allowed: tuple[str, ...], field: str) -> str:
+    if given is None:
+        return allowed[0] if allowed else ""
+    if given not in allowed:
+        raise InvalidRequest(f"must be one of {', '.join(allowed)}; not {given}", field)
+    return given
+
+
+def _cache(body: SubmitBody, card: ModelCard) -> AttentionCache | None:
+    if body.cache is None:
+        return card.cache
+    if body.cache.end_step < body.cache.start_step:
+        raise InvalidRequest("must not be before start_step", "cache.end_step")
+    return AttentionCache(start_step=body.cache.start_step, interval=body.cache.interval, end_step=body.cache.end_step)
+
+
+def _parallel(asked: ParallelBody, offers: Iterable[Offer]) -> Parallel:
+    parallel = Parallel(
+        cfg_size=asked.cfg_size,
+        ulysses_size=asked.ulysses_size,
+        vae_parallel=asked.vae_parallel,
+        dit_fsdp=asked.dit_fsdp,
+        t5_fsdp=asked.t5_fsdp,
+    )
+    known = tuple(offers)
+    if not known or parallel == Parallel():
+        return parallel
+    if any(fits(parallel, offer.layout) or _may_widen(parallel, offer) for offer in known):
+        return parallel
+    on_offer = sorted({describe(offer.layout) for offer in known})
+    raise InvalidRequest(f"no worker offers this layout; on offer: {'; '.join(on_offer)}", "parallel")
+
+
+def fits(asked: Parallel, layout: Layout) -> bool:
+    """Whether that layout is one of those the job asks for."""
+    return (
+        asked.cfg_size in (None, layout.cfg)
+        and asked.ulysses_size in (None, layout.ulysses)
+        and asked.vae_parallel in (None, layout.vae_parallel)
+        and asked.dit_fsdp in (None, layout.dit_fsdp)
+        and asked.t5_fsdp in (None, layout.t5_fsdp)
+    )
+
+
+def _may_widen(asked: Parallel, offer: Offer) -> bool:
+    """A group that has become narrower may come back: a job for the whole one waits instead of being refused."""
+    ranks = offer.layout.cfg * offer.layout.ulysses
+    wanted = (asked.cfg_size or 1) * (asked.ulysses_size or 1)
+    return ranks < wanted <= offer.full_width and offer.full_width % wanted == 0
+
+
+def describe(layout: Layout) -> str:
+    """The layout in the words of a request."""
+    words = [f"cfg_size {layout.cfg}", f"ulysses_size {layout.ulysses}"]
+    words += [name for name in ("dit_fsdp", "t5_fsdp", "vae_parallel") if getattr(layout, name)]
+    return " ".join(words)

@@ -1,0 +1,42 @@
+"""``/v1/jobs/{id}/events``: a job's life as server-sent events (HTML standard, section 9.2)."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.response import Stream
+
+from gateway import ids
+from gateway.auth import tenant_of
+from gateway.parts import AnyRequest, gateway_of
+from gateway.problems import Problem
+from shared.messages import State
+
+#: Proxies must neither keep nor collect what is sent.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@get("/v1/jobs/{job_id:str}/events")
+async def events(request: AnyRequest, job_id: str) -> Stream:
+    """Transitions from the beginning, or after ``Last-Event-ID``; progress as it comes; ends with the terminal one."""
+    live = gateway_of(request).live
+    job = ids.parse(job_id)
+    next_index = _next_index(request.headers.get("last-event-id"))
+    known = await live.find(job, tenant_of(request))
+    record = known.record
+    queue = live.place(record) if record.state is State.QUEUED else None
+    return Stream(
+        live.streams.events(record, live.progress_of(record), queue, next_index),
+        media_type="text/event-stream",
+        headers=_HEADERS,
+    )
+
+
+def _next_index(last: str | None) -> int:
+    if last is None or last == "":
+        return 0
+    if not (last.isascii() and last.isdigit() and len(last) <= 9):
+        raise Problem(400, "Last-Event-ID must be the id of an event of this stream")
+    return int(last) + 1
+
+
+HANDLERS = [events]

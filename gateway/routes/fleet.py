@@ -1,0 +1,53 @@
+"""What there is to work with: models, workers, the queue in numbers."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.response import Response
+
+from gateway.parts import AnyRequest, answer, gateway_of
+from gateway.schema import ModelList, QueueTotals, WorkerList
+from gateway.views import model_view, worker_view
+from shared.messages import TERMINAL
+
+
+@get("/v1/models")
+async def models(request: AnyRequest) -> Response[bytes]:
+    """Every model that a pool has announced."""
+    live = gateway_of(request).live
+    views = tuple(
+        model_view(card, len(live.serving(name)), live.layouts(name), live.step_s(name))
+        for name, card in sorted(live.models.items())
+    )
+    return answer(ModelList(data=views))
+
+
+@get("/v1/workers")
+async def workers(request: AnyRequest) -> Response[bytes]:
+    """Every worker heard of."""
+    live = gateway_of(request).live
+    return answer(WorkerList(data=tuple(worker_view(lease, state, at) for lease, state, at in live.workers())))
+
+
+@get("/v1/queue")
+async def queue(request: AnyRequest) -> Response[bytes]:
+    """The queue in numbers."""
+    gateway = gateway_of(request)
+    live = gateway.live
+    states = {str(state): count for state, count in sorted(live.index.states.items()) if count}
+    priorities = {str(level): count for level, count in sorted(live.queue.priorities.items()) if count}
+    ended = sum(live.index.states[state] for state in TERMINAL)
+    retained = sum(states.values())
+    return answer(
+        QueueTotals(
+            states=states,
+            queued_by_priority=priorities,
+            queued=len(live.queue),
+            open=retained - ended,
+            retained=retained,
+            max_queued=gateway.settings.max_queued,
+        )
+    )
+
+
+HANDLERS = [models, workers, queue]

@@ -1,0 +1,131 @@
+"""``/v1/jobs``: submit, look, list, cancel, change, delete."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import msgspec
+from litestar import delete, get, patch, post
+from litestar.response import Response
+
+from gateway import ids
+from gateway.auth import tenant_of
+from gateway.index import Filters, cursor, from_cursor
+from gateway.parts import AnyRequest, answer, gateway_of
+from gateway.problems import bus_down, invalid
+from gateway.schema import JobList, PatchBody, SubmitBody
+from gateway.submit import FILES
+from gateway.uploads import Form, content_type, invalid_value, read_form, read_json
+from shared.messages import TERMINAL, State
+
+_submit = msgspec.json.Decoder(SubmitBody)
+_patch = msgspec.json.Decoder(PatchBody)
+
+#: Fields that are objects: in a multipart body they are JSON.
+_OBJECTS = frozenset({"parallel", "cache", "metadata", "dummy"})
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 500
+_LIST_PARAMETERS = frozenset({"state", "model", "task", "limit", "after"})
+
+
+@post("/v1/jobs", status_code=202)
+async def submit(request: AnyRequest) -> Response[bytes]:
+    """Make a job."""
+    gateway = gateway_of(request)
+    tenant = tenant_of(request)
+    key = ids.idempotency_key(request.headers.get("idempotency-key"))
+    with ExitStack() as stack:
+        if content_type(request)[0] == "multipart/form-data":
+            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack)
+            body, uploads = body_of(form), form.files
+        else:
+            body, uploads = await read_json(request, _submit, gateway.settings.max_json_bytes), {}
+        record = await gateway.submissions.submit(tenant, body, uploads, key, stack)
+    return answer(gateway.live.view(record), 202, {"Location": f"/v1/jobs/{record.id}"})
+
+
+def body_of(form: Form) -> SubmitBody:
+    """The text fields of a multipart body as a request.
+
+    Raises:
+        Problem: 422, naming the field.
+    """
+    values: dict[str, object] = {}
+    for name, text in form.fields.items():
+        if name in _OBJECTS:
+            try:
+                values[name] = msgspec.json.decode(text)
+            except (ValueError, RecursionError) as error:
+                raise invalid(name, "must be JSON") from error
+        else:
+            values[name] = text
+    try:
+        return msgspec.convert(values, SubmitBody, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid_value(error) from error
+
+
+@get("/v1/jobs/{job_id:str}")
+async def show(request: AnyRequest, job_id: str) -> Response[bytes]:
+    """One job."""
+    gateway = gateway_of(request)
+    known = await gateway.live.find(ids.parse(job_id), tenant_of(request))
+    return answer(gateway.live.view(known.record))
+
+
+@get("/v1/jobs")
+async def show_all(request: AnyRequest) -> Response[bytes]:
+    """Jobs, newest first."""
+    gateway = gateway_of(request)
+    query = request.query_params
+    for name in query:
+        if name not in _LIST_PARAMETERS:
+            raise invalid(name, f"not a parameter; there are {', '.join(sorted(_LIST_PARAMETERS))}")
+    states = frozenset(word for given in query.getall("state", []) for word in given.split(",") if word)
+    for state in states:
+        if state not in set(State):
+            raise invalid("state", f"{state[:40]!r} is none of {', '.join(State)}")
+    limit = _limit(query.get("limit"))
+    after = from_cursor(query["after"]) if "after" in query else None
+    if not gateway.live.caught_up:
+        raise bus_down()
+    filters = Filters(states=states, model=query.get("model", ""), task=query.get("task", ""))
+    records, last = gateway.live.page(tenant_of(request), filters, after, limit)
+    views = tuple(gateway.live.view(record) for record in records)
+    return answer(JobList(data=views, next=None if last is None else cursor(last)))
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return _DEFAULT_PAGE
+    if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= _MAX_PAGE):
+        raise invalid("limit", f"must be from 1 to {_MAX_PAGE}")
+    return int(given)
+
+
+@post("/v1/jobs/{job_id:str}/cancel")
+async def cancel(request: AnyRequest, job_id: str) -> Response[bytes]:
+    """Stop a job: 200 once it has ended, 202 while its worker is stopping."""
+    gateway = gateway_of(request)
+    record = await gateway.changes.cancel(ids.parse(job_id), tenant_of(request))
+    return answer(gateway.live.view(record), 200 if record.state in TERMINAL else 202)
+
+
+@patch("/v1/jobs/{job_id:str}")
+async def change(request: AnyRequest, job_id: str) -> Response[bytes]:
+    """Give a queued job another priority."""
+    gateway = gateway_of(request)
+    job = ids.parse(job_id)
+    body = await read_json(request, _patch, gateway.settings.max_json_bytes)
+    record = await gateway.changes.reprioritise(job, tenant_of(request), body.priority)
+    return answer(gateway.live.view(record))
+
+
+@delete("/v1/jobs/{job_id:str}", status_code=204)
+async def remove(request: AnyRequest, job_id: str) -> None:
+    """Forget an ended job and its files."""
+    gateway = gateway_of(request)
+    await gateway.changes.delete(ids.parse(job_id), tenant_of(request))
+
+
+HANDLERS = [submit, show, show_all, cancel, change, remove]

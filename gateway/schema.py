@@ -1,0 +1,333 @@
+"""The native API's bodies: strict on the way in (an unknown field is refused), and what is shown on the way out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from shared.messages import State
+
+Prompt = Annotated[str, Meta(min_length=1, max_length=4000)]
+Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+Degree = Annotated[int, Meta(ge=1, le=64)]
+StepIndex = Annotated[int, Meta(ge=0, le=10_000)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
+Priority = Annotated[int, Meta(ge=0, le=9, description="0 to 9; 9 goes first")]
+#: 32 MiB of base64 at most; ``max_json_bytes`` bounds it further.
+Source = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=32 * 1024 * 1024,
+        description="`data:<type>;base64,…`, `file:<id of POST /v1/files>` or `job:<id>/outputs/<n>`",
+    ),
+]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+
+
+class ParallelBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The layout a job asks for, in ranks; what is left out is the pool's choice."""
+
+    cfg_size: Degree | None = None
+    ulysses_size: Degree | None = None
+    vae_parallel: bool | None = None
+    dit_fsdp: bool | None = None
+    t5_fsdp: bool | None = None
+
+
+class CacheBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reuse of attention outputs between steps: from `start_step` to `end_step`, computed anew every `interval`."""
+
+    start_step: StepIndex
+    interval: Annotated[int, Meta(ge=1, le=10_000)]
+    end_step: StepIndex
+
+
+class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a job is to do. What is left out takes the model's default. In multipart, `image`, `last_image` and `video`
+    are files and the objects are JSON."""
+
+    prompt: Prompt
+    model: Word | None = None
+    task: Word | None = None
+    negative_prompt: Annotated[str, Meta(max_length=4000)] | None = None
+    image: Source | None = None
+    last_image: Source | None = None
+    video: Source | None = None
+    size: Annotated[str, Meta(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$", examples=["832x480"])] | None = None
+    num_frames: Positive | None = None
+    fps: Positive | None = None
+    steps: Positive | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    shift: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    solver: Word | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=64)] = 1
+    parallel: ParallelBody = ParallelBody()
+    cache: CacheBody | None = None
+    output_format: Word | None = None
+    priority: Priority | None = None
+    start_deadline_s: Seconds | None = None
+    run_timeout_s: Seconds | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=20)] | None = None
+    metadata: Metadata = {}
+    dummy: Annotated[dict[str, float | str], Meta(max_length=16, description="for the dummy model only")] | None = None
+
+
+class PatchBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be changed of a queued job."""
+
+    priority: Priority
+
+
+class InputView(Struct, frozen=True, kw_only=True):
+    """An input file of a job."""
+
+    media_type: str
+    size: int
+    sha256: str
+
+
+class RequestView(Struct, frozen=True, kw_only=True):
+    """What the job does, complete: defaults filled in, the seed drawn."""
+
+    model: str
+    task: str
+    prompt: str
+    negative_prompt: str
+    image: InputView | None
+    last_image: InputView | None
+    video: InputView | None
+    size: str
+    num_frames: int
+    fps: int
+    steps: int
+    guidance_scale: float
+    shift: float
+    solver: str
+    seed: int
+    n: int
+    parallel: ParallelBody
+    cache: CacheBody | None
+    output_format: str
+    start_deadline_s: float | None
+    run_timeout_s: float
+    max_attempts: int
+    dummy: dict[str, float | str] | None
+
+
+class ProgressView(Struct, frozen=True, kw_only=True):
+    """How far a running job is; `fraction` 0 to 1 over all stages, `eta_s` seconds to its end."""
+
+    epoch: int
+    stage: str
+    step: int
+    total_steps: int
+    eta_s: float | None
+    fraction: float
+
+
+class QueueView(Struct, frozen=True, kw_only=True):
+    """Where a queued job stands among those of its model (1 is next), when it may start, and what it waits for:
+    `next`, `jobs_ahead`, `no_worker`, `worker_starting` or `layout_unavailable`."""
+
+    position: int
+    eta_s: float | None
+    why: str
+
+
+class OutputView(Struct, frozen=True, kw_only=True):
+    """A file that the job made; `url` is relative to this server."""
+
+    index: int
+    url: str
+    media_type: str
+    size: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+
+
+class ErrorView(Struct, frozen=True, kw_only=True):
+    """Why a job failed."""
+
+    reason: str
+    message: str
+
+
+class TransitionView(Struct, frozen=True, kw_only=True):
+    """One entry of the job's log. `index` is the event id in the stream; `at` is a wall clock, `age_s` is not."""
+
+    index: int
+    state: State
+    epoch: int
+    at: float
+    age_s: float
+    reason: str | None
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    """A job as its owner sees it. `waited_s` and `ran_s` are seconds; `used` is what the engine really used."""
+
+    id: str
+    state: State
+    epoch: int
+    model: str
+    task: str
+    priority: int
+    created_at: float
+    request: RequestView
+    progress: ProgressView | None
+    queue: QueueView | None
+    outputs: tuple[OutputView, ...]
+    error: ErrorView | None
+    transitions: tuple[TransitionView, ...]
+    attempts: int
+    metadata: dict[str, str]
+    waited_s: float | None
+    ran_s: float | None
+    used: dict[str, str | int | float | bool]
+
+
+class JobList(Struct, frozen=True, kw_only=True):
+    """A page of jobs, newest first; `next` goes into `after`. A page may be short while `next` is not null."""
+
+    data: tuple[JobView, ...]
+    next: str | None
+
+
+class FileView(Struct, frozen=True, kw_only=True):
+    """An uploaded input: refer to it as `file:<id>`."""
+
+    id: str
+    media_type: str
+    size: int
+    width: int
+    height: int
+
+
+class LayoutView(Struct, frozen=True, kw_only=True):
+    """A way in which a group shares one job, in ranks."""
+
+    cfg: int
+    ulysses: int
+    dit_fsdp: bool
+    t5_fsdp: bool
+    vae_parallel: bool
+
+
+class IntRangeView(Struct, frozen=True, kw_only=True):
+    """`min <= x <= max` and `(x - offset) % multiple_of == 0`."""
+
+    min: int
+    max: int
+    default: int
+    multiple_of: int
+    offset: int
+
+
+class FloatRangeView(Struct, frozen=True, kw_only=True):
+    """`min <= x <= max`."""
+
+    min: float
+    max: float
+    default: float
+
+
+class ModelView(Struct, frozen=True, kw_only=True):
+    """A model that some pool has announced; `workers` serve it now, with these `layouts`."""
+
+    id: str
+    title: str
+    description: str
+    licence: str
+    family: str
+    tasks: tuple[str, ...]
+    width: IntRangeView
+    height: IntRangeView
+    max_pixels: int
+    num_frames: IntRangeView
+    fps: IntRangeView
+    steps: IntRangeView
+    guidance_scale: FloatRangeView
+    shift: FloatRangeView
+    solvers: tuple[str, ...]
+    negative_prompt: str
+    max_n: int
+    cache: CacheBody | None
+    workers: int
+    layouts: tuple[LayoutView, ...]
+    step_s: float | None
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    """All models."""
+
+    data: tuple[ModelView, ...]
+
+
+class WorkerView(Struct, frozen=True, kw_only=True):
+    """A worker; `state` is its own word, or `lost` when it has not renewed its lease for two lease times."""
+
+    id: str
+    incarnation: str
+    state: str
+    pool: str
+    host: str
+    device: str
+    device_name: str
+    width: int
+    full_width: int
+    models: tuple[str, ...]
+    layouts: tuple[LayoutView, ...]
+    jobs: int
+    capacity: int
+    loaded: float
+    detail: str
+    renewed_s: float
+
+
+class WorkerList(Struct, frozen=True, kw_only=True):
+    """All workers heard of within the last minute."""
+
+    data: tuple[WorkerView, ...]
+
+
+class QueueTotals(Struct, frozen=True, kw_only=True):
+    """The queue in numbers: jobs by state (retained ones included) and queued jobs by priority."""
+
+    states: dict[str, int]
+    queued_by_priority: dict[str, int]
+    queued: int
+    open: int
+    retained: int
+    max_queued: int
+
+
+class VersionView(Struct, frozen=True, kw_only=True):
+    """Which genfleet this is."""
+
+    name: str
+    version: str
+
+
+class ServiceView(Struct, frozen=True, kw_only=True):
+    """Where to look further."""
+
+    name: str
+    version: str
+    docs: str
+    jobs: str
+
+
+class HealthView(Struct, frozen=True, kw_only=True):
+    """`ok`."""
+
+    status: str

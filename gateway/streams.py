@@ -1,0 +1,154 @@
+"""From one follower to many event streams.
+
+A client costs one ``Subscriber``: a cursor into the record's own transition log, and one slot each for the latest
+progress and queue position. Nothing is queued per client, so one that reads slowly holds no memory: it gets fewer
+progress events, and every transition, because those are read from the log when it is ready for them. Events are
+encoded once per job, not per client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from gateway.schema import QueueView
+from gateway.views import progress_event, queue_event, transition_event
+from shared.messages import TERMINAL, JobRecord, Progress
+
+HEARTBEAT = b": alive\n\n"
+#: Clients wait that many milliseconds before they connect again.
+_RETRY = b"retry: 1000\n\n"
+_DELETED = b"event: deleted\ndata: {}\n\n"
+
+
+@dataclass(eq=False, slots=True)
+class Subscriber:
+    """One client: ``next_index`` is the transition it is owed next."""
+
+    next_index: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: bytes | None = None
+    queue: bytes | None = None
+    heartbeat: bool = False
+
+
+class Feed:
+    """The events of one job for all clients that watch it; exists while there are any."""
+
+    def __init__(self, record: JobRecord) -> None:
+        self.record = record
+        self.deleted = False
+        self.subscribers: set[Subscriber] = set()
+        self._encoded: dict[int, bytes] = {}
+        self._last_queue: bytes | None = None
+
+    def changed(self, record: JobRecord) -> None:
+        """The record has a new revision."""
+        self.record = record
+        for subscriber in self.subscribers:
+            subscriber.wake.set()
+
+    def gone(self) -> None:
+        """The record was deleted."""
+        self.deleted = True
+        for subscriber in self.subscribers:
+            subscriber.wake.set()
+
+    def progressed(self, progress: Progress) -> None:
+        """A worker said how far it is."""
+        event = progress_event(progress)
+        for subscriber in self.subscribers:
+            subscriber.progress = event
+            subscriber.wake.set()
+
+    def queued(self, queue: QueueView) -> None:
+        """The job's place in the queue; sent on only if it changed."""
+        event = queue_event(queue)
+        if event == self._last_queue:
+            return
+        self._last_queue = event
+        for subscriber in self.subscribers:
+            subscriber.queue = event
+            subscriber.wake.set()
+
+    def owed(self, subscriber: Subscriber) -> bytes:
+        """The transitions that the subscriber has not had yet, encoded; empty if there are none."""
+        parts = []
+        for entry in self.record.transitions:
+            if entry.index >= subscriber.next_index:
+                event = self._encoded.get(entry.index)
+                if event is None:
+                    event = self._encoded[entry.index] = transition_event(self.record, entry)
+                parts.append(event)
+                subscriber.next_index = entry.index + 1
+        return b"".join(parts)
+
+
+class Streams:
+    """All event streams of this process."""
+
+    def __init__(self) -> None:
+        self.feeds: dict[str, Feed] = {}
+        self.clients = 0
+        self._closing = False
+
+    def feed(self, job: str) -> Feed | None:
+        """The job's feed, if anyone watches it."""
+        return self.feeds.get(job)
+
+    def beat(self) -> None:
+        """Every client gets a sign of life that has had nothing else."""
+        for feed in self.feeds.values():
+            for subscriber in feed.subscribers:
+                subscriber.heartbeat = True
+                subscriber.wake.set()
+
+    def close(self) -> None:
+        """End every stream, and new ones at once; clients will resume elsewhere."""
+        self._closing = True
+        for feed in self.feeds.values():
+            for subscriber in feed.subscribers:
+                subscriber.wake.set()
+
+    async def events(
+        self, record: JobRecord, progress: Progress | None, queue: QueueView | None, next_index: int
+    ) -> AsyncIterator[bytes]:
+        """The job's events from transition ``next_index`` on, to the terminal one."""
+        feed = self.feeds.get(record.id)
+        if feed is None:
+            feed = self.feeds[record.id] = Feed(record)
+        subscriber = Subscriber(next_index)
+        if progress is not None:
+            subscriber.progress = progress_event(progress)
+        if queue is not None:
+            subscriber.queue = queue_event(queue)
+        feed.subscribers.add(subscriber)
+        self.clients += 1
+        try:
+            yield _RETRY
+            while not self._closing:
+                # The record first: no progress is told after the end, and none of an attempt before its assignment.
+                record = feed.record
+                events = feed.owed(subscriber)
+                if record.state in TERMINAL or feed.deleted:
+                    yield events if record.state in TERMINAL else events + _DELETED
+                    return
+                if subscriber.queue is not None:
+                    events += subscriber.queue
+                if subscriber.progress is not None:
+                    events += subscriber.progress
+                if not events and subscriber.heartbeat:
+                    events = HEARTBEAT
+                subscriber.queue = subscriber.progress = None
+                subscriber.heartbeat = False
+                if events:
+                    yield events
+                else:
+                    await subscriber.wake.wait()
+                subscriber.wake.clear()
+        finally:
+            self.clients -= 1
+            feed.subscribers.discard(subscriber)
+            if not feed.subscribers and self.feeds.get(record.id) is feed:
+                del self.feeds[record.id]

@@ -1,0 +1,260 @@
+"""A submit: one durable write, answered after its acknowledgement and never before.
+
+Order of things, and why: the request is complete and every input is stored before the one ``create`` that makes the
+job exist, so that whatever dies in between leaves no job, only files that the sweep removes. The id of a submit with an
+Idempotency-Key is derived from the key, so the bucket itself decides which of two is first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from contextlib import ExitStack
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from gateway import ids
+from gateway.admission import Admission
+from gateway.live import Live
+from gateway.media import IMAGES, VIDEOS, inspect
+from gateway.problems import Problem, bus_down, invalid
+from gateway.resolve import UNANNOUNCED, resolve
+from gateway.schema import SubmitBody
+from gateway.uploads import Upload, from_data_uri, temporary
+from shared.artifacts import Artifacts
+from shared.bus import Bus
+from shared.clock import Clock
+from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists
+from shared.lifecycle import Stamp, born, is_own_write
+from shared.messages import Input, JobRecord, ModelCard, decode, encode
+from shared.settings import Settings
+from shared.telemetry import about, log
+from shared.topology import JOBS, input_key
+
+_LOG = log(__name__)
+
+#: The fields that are files, and what each may be.
+FILES = {"image": IMAGES, "last_image": IMAGES, "video": VIDEOS}
+#: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
+MAX_RECORD = JOBS.max_value - 24 * 1024
+#: How long an unanswered create is looked for before the client is told that nobody knows.
+_REREAD_S = 2.0
+_FILE = re.compile(r"file:([0-9a-f]{64})")
+_OUTPUT = re.compile(r"job:([0-9a-f-]{32,36})/outputs/([0-9]{1,3})")
+
+
+class Submissions:
+    """Takes submits for all tenants. ``name`` names this start of this gateway in the records' logs."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        artifacts: Artifacts,
+        live: Live,
+        admission: Admission,
+        settings: Settings,
+        clock: Clock,
+        name: str,
+    ) -> None:
+        self._bus = bus
+        self._artifacts = artifacts
+        self._live = live
+        self._admission = admission
+        self._settings = settings
+        self._clock = clock
+        self._name = name
+
+    async def submit(
+        self, tenant: str, body: SubmitBody, uploads: dict[str, Upload], key: str | None, stack: ExitStack
+    ) -> JobRecord:
+        """The job that this submit made, or made before under the same key.
+
+        Args:
+            uploads: files by field; they replace the body's references of the same names.
+            stack: ends with the request; holds temporary files.
+
+        Raises:
+            Problem: 422, 429, 503 (with the id that the job would have), or 410 (the key's job was deleted).
+            InvalidRequest: a field cannot be served.
+        """
+        job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
+        inputs = await self._inputs(tenant, body, uploads, stack)
+        digest = _payload_hash(body, inputs)
+        if key is not None and self._live.known(job) is not None:
+            return await self._earlier(job, tenant, digest)
+        try:
+            record = self._record(job, tenant, body, inputs, digest)
+            self._admission.check()
+        except (Problem, InvalidRequest):
+            # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
+            earlier = await self._peek(job, tenant, digest) if key is not None else None
+            if earlier is None:
+                raise
+            return earlier
+        for upload in uploads.values():
+            await upload.store(self._artifacts, tenant)
+        with about(job, 0):
+            return await self._create(record)
+
+    async def _create(self, record: JobRecord) -> JobRecord:
+        bucket = self._bus.bucket(JOBS.name)
+        try:
+            revision = await bucket.create(record.id, encode(record))
+        except KeyExists:
+            return await self._earlier(record.id, record.tenant, record.payload_hash)
+        except BucketFull:
+            self._admission.full()
+            raise self._admission.refusal() from None
+        except BusUnavailable:
+            return await self._reread(record)
+        self._live.put(record, revision)
+        return record
+
+    async def _reread(self, record: JobRecord) -> JobRecord:
+        """The create was not answered: it may have happened."""
+        try:
+            async with asyncio.timeout(_REREAD_S):
+                entry = await self._bus.bucket(JOBS.name).get(record.id)
+        except (BusUnavailable, TimeoutError):
+            raise bus_down(record.id) from None
+        if entry is None or entry.value is None:
+            raise bus_down(record.id)
+        found = decode(entry.value, JobRecord)
+        self._live.take(entry)
+        if is_own_write(record, found) or found.payload_hash == record.payload_hash:
+            return found
+        raise _other_payload()
+
+    async def _earlier(self, job: str, tenant: str, digest: str) -> JobRecord:
+        """The job that this key made before."""
+        try:
+            known = await self._live.find(job, tenant)
+        except BusUnavailable:
+            raise bus_down(job) from None
+        if known.record.payload_hash != digest:
+            raise _other_payload()
+        return known.record
+
+    async def _peek(self, job: str, tenant: str, digest: str) -> JobRecord | None:
+        try:
+            return await self._earlier(job, tenant, digest)
+        except Problem as problem:
+            if problem.status in (404, 503):
+                return None
+            raise
+
+    def _record(self, job: str, tenant: str, body: SubmitBody, inputs: dict[str, Input], digest: str) -> JobRecord:
+        name, card = self._card(job, body.model)
+        settings = self._settings
+        request = resolve(body, card, inputs, self._live.offers(name), secrets.randbelow(2**31), name)
+        now = self._clock.wall()
+        record = born(
+            JobRecord(
+                id=job,
+                request=request,
+                payload_hash=digest,
+                created_at=now,
+                tenant=tenant,
+                priority=settings.default_priority if body.priority is None else body.priority,
+                start_deadline_s=body.start_deadline_s,
+                run_timeout_s=body.run_timeout_s or settings.default_run_timeout_s,
+                max_attempts=body.max_attempts or settings.default_max_attempts,
+                metadata=body.metadata,
+            ),
+            Stamp(by=self._name, at=now),
+        )
+        if len(encode(record)) > MAX_RECORD:
+            raise Problem(422, f"the request is too long: prompts and metadata must fit into {MAX_RECORD} bytes")
+        return record
+
+    def _card(self, job: str, model: str | None) -> tuple[str, ModelCard]:
+        """The name and card of the model that is meant."""
+        cards = self._live.models
+        if not self._live.caught_up:
+            raise bus_down(job)
+        name = model or self._settings.default_model
+        if not name:
+            if not cards:
+                raise Problem(503, "no model is served yet: no pool has announced one", job=job, retry_after_s=5)
+            if len(cards) > 1:
+                raise invalid("model", f"say which: {', '.join(sorted(cards))}")
+            name = next(iter(cards))
+        card = cards.get(name)
+        if card is not None:
+            return name, card
+        if self._settings.unknown_model == "queue":
+            return name, replace(UNANNOUNCED, name=name)
+        raise invalid("model", f"no such model; on offer: {', '.join(sorted(cards)) or 'none yet'}")
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    async def _inputs(
+        self, tenant: str, body: SubmitBody, uploads: dict[str, Upload], stack: ExitStack
+    ) -> dict[str, Input]:
+        """All input files by field. Data URIs join ``uploads``, which are stored later."""
+        inputs = {}
+        for field, allowed in FILES.items():
+            source = getattr(body, field)
+            if source is not None and field not in uploads:
+                if source.startswith("data:"):
+                    uploads[field] = from_data_uri(source, field, stack)
+                elif match := _FILE.fullmatch(source):
+                    inputs[field] = await self._stored(tenant, match.group(1), field, stack)
+                elif match := _OUTPUT.fullmatch(source):
+                    inputs[field] = await self._output(tenant, match.group(1), int(match.group(2)), field)
+                else:
+                    raise invalid(field, "must be a data URI, file:<id> or job:<id>/outputs/<n>")
+            upload = uploads.get(field)
+            if upload is not None:
+                inputs[field] = Input(
+                    key=input_key(tenant, upload.sha256),
+                    media_type=upload.media_type,
+                    size=upload.size,
+                    sha256=upload.sha256,
+                )
+            if field in inputs and inputs[field].media_type not in allowed:
+                raise invalid(field, f"is {inputs[field].media_type}; must be {' or '.join(sorted(allowed))}")
+        return inputs
+
+    async def _stored(self, tenant: str, sha256: str, field: str, stack: ExitStack) -> Input:
+        key = input_key(tenant, sha256)
+        try:
+            stored = await self._artifacts.stat(key)
+            file = temporary(stack)
+            async for chunk in self._artifacts.read(key):
+                file.write(chunk)
+        except ArtifactNotFound:
+            raise invalid(field, "no such file") from None
+        media = inspect(file, field)  # type: ignore[arg-type]
+        return Input(key=key, media_type=media.media_type, size=stored.size, sha256=sha256)
+
+    async def _output(self, tenant: str, job: str, index: int, field: str) -> Input:
+        """Another job's output, copied to the inputs so that it outlives that job."""
+        try:
+            record = (await self._live.find(ids.parse(job), tenant)).record
+        except Problem:
+            raise invalid(field, "no such job") from None
+        if index >= len(record.outputs):
+            raise invalid(field, f"the job has {len(record.outputs)} outputs")
+        output = record.outputs[index]
+        key = input_key(tenant, output.sha256)
+        try:
+            await self._artifacts.put(key, self._artifacts.read(output.key))
+        except ArtifactNotFound:
+            raise invalid(field, "that output is no longer there") from None
+        return Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
+
+
+def _payload_hash(body: SubmitBody, inputs: dict[str, Input]) -> str:
+    """What makes two submits the same: the fields that were given, files by their content. Fields left out do not
+    count, so that a version of this program which knows more fields agrees with an older one."""
+    given = {name: value for name, value in asdict(body).items() if value is not None and name not in FILES}
+    files = {name: given_file.sha256 for name, given_file in inputs.items()}
+    return hashlib.sha256(msgspec.json.encode({"fields": given, "files": files}, order="sorted")).hexdigest()
+
+
+def _other_payload() -> Problem:
+    return Problem(422, "this Idempotency-Key was used for another request")

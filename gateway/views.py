@@ -1,0 +1,271 @@
+"""From records to what the API shows. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.schema import (
+    CacheBody,
+    ErrorView,
+    FloatRangeView,
+    InputView,
+    IntRangeView,
+    JobView,
+    LayoutView,
+    ModelView,
+    OutputView,
+    ParallelBody,
+    ProgressView,
+    QueueView,
+    RequestView,
+    TransitionView,
+    WorkerView,
+)
+from shared.messages import (
+    TERMINAL,
+    AttentionCache,
+    FloatRange,
+    Input,
+    IntRange,
+    JobRecord,
+    Layout,
+    ModelCard,
+    Progress,
+    Stage,
+    State,
+    Transition,
+    WorkerLease,
+)
+
+#: Where each stage begins and ends in a job's whole, 0 to 1. Denoising is nearly all of it.
+_SHARES: dict[str, tuple[float, float]] = {
+    Stage.PREPARING: (0.0, 0.01),
+    Stage.ENCODE_TEXT: (0.01, 0.03),
+    Stage.ENCODE_IMAGE: (0.03, 0.05),
+    Stage.DENOISE: (0.05, 0.9),
+    Stage.DECODE: (0.9, 0.97),
+    Stage.MUX: (0.97, 0.99),
+    Stage.UPLOADING: (0.99, 1.0),
+}
+_EXECUTING = (State.ASSIGNED, State.RUNNING, State.CANCELLING)
+
+
+def job_view(record: JobRecord, progress: Progress | None, queue: QueueView | None) -> JobView:
+    """The job; ``progress`` and ``queue`` are shown only while they say something about its present state."""
+    return JobView(
+        id=record.id,
+        state=record.state,
+        epoch=record.epoch,
+        model=record.request.model,
+        task=record.request.task,
+        priority=record.priority,
+        created_at=record.created_at,
+        request=request_view(record),
+        progress=progress_view(progress) if concerns(progress, record) else None,
+        queue=queue if record.state is State.QUEUED else None,
+        outputs=output_views(record),
+        error=error_view(record),
+        transitions=tuple(transition_view(entry) for entry in record.transitions),
+        attempts=record.attempts,
+        metadata=record.metadata,
+        waited_s=record.waited_s,
+        ran_s=record.ran_s,
+        used=record.used,
+    )
+
+
+def concerns(progress: Progress | None, record: JobRecord) -> bool:
+    """Whether that progress is of the attempt that the record is in."""
+    return progress is not None and progress.epoch == record.epoch and record.state in _EXECUTING
+
+
+def progress_view(progress: Progress | None) -> ProgressView | None:
+    """How far it is, over all stages."""
+    if progress is None:
+        return None
+    start, end = _SHARES.get(progress.stage, (0.0, 0.0))
+    within = min(1.0, progress.step / progress.total_steps) if progress.total_steps > 0 else 0.0
+    return ProgressView(
+        epoch=progress.epoch,
+        stage=progress.stage,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        eta_s=progress.eta_s,
+        fraction=round(start + (end - start) * within, 4),
+    )
+
+
+def request_view(record: JobRecord) -> RequestView:
+    """What the job does."""
+    request = record.request
+    parallel = request.parallel
+    return RequestView(
+        model=request.model,
+        task=request.task,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        image=_input(request.image),
+        last_image=_input(request.last_image),
+        video=_input(request.video),
+        size=f"{request.width}x{request.height}",
+        num_frames=request.num_frames,
+        fps=request.fps,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        shift=request.shift,
+        solver=request.solver,
+        seed=request.seed,
+        n=request.n,
+        parallel=ParallelBody(
+            cfg_size=parallel.cfg_size,
+            ulysses_size=parallel.ulysses_size,
+            vae_parallel=parallel.vae_parallel,
+            dit_fsdp=parallel.dit_fsdp,
+            t5_fsdp=parallel.t5_fsdp,
+        ),
+        cache=_cache(request.cache),
+        output_format=request.output_format,
+        start_deadline_s=record.start_deadline_s,
+        run_timeout_s=record.run_timeout_s,
+        max_attempts=record.max_attempts,
+        dummy=request.dummy,
+    )
+
+
+def _input(given: Input | None) -> InputView | None:
+    return None if given is None else InputView(media_type=given.media_type, size=given.size, sha256=given.sha256)
+
+
+def _cache(cache: AttentionCache | None) -> CacheBody | None:
+    if cache is None:
+        return None
+    return CacheBody(start_step=cache.start_step, interval=cache.interval, end_step=cache.end_step)
+
+
+def output_views(record: JobRecord) -> tuple[OutputView, ...]:
+    """The files it made."""
+    return tuple(
+        OutputView(
+            index=index,
+            url=f"/v1/jobs/{record.id}/outputs/{index}",
+            media_type=output.media_type,
+            size=output.size,
+            sha256=output.sha256,
+            width=output.width,
+            height=output.height,
+            num_frames=output.num_frames,
+            fps=output.fps,
+        )
+        for index, output in enumerate(record.outputs)
+    )
+
+
+def error_view(record: JobRecord) -> ErrorView | None:
+    """Why it failed."""
+    failure = record.failure
+    return None if failure is None else ErrorView(reason=failure.reason, message=failure.message)
+
+
+def transition_view(entry: Transition) -> TransitionView:
+    """One entry of its log; which process wrote it is not the user's business."""
+    return TransitionView(
+        index=entry.index,
+        state=entry.state,
+        epoch=entry.epoch,
+        at=entry.at,
+        age_s=round(entry.age_s, 3),
+        reason=entry.reason,
+    )
+
+
+def transition_event(record: JobRecord, entry: Transition) -> bytes:
+    """The entry as a server-sent event; the terminal one carries the job's end."""
+    data: dict[str, object] = msgspec.structs.asdict(transition_view(entry))
+    if entry.state in TERMINAL:
+        data["outputs"] = output_views(record)
+        data["error"] = error_view(record)
+    return b"event: transition\nid: %d\ndata: %s\n\n" % (entry.index, msgspec.json.encode(data))
+
+
+def progress_event(progress: Progress) -> bytes:
+    """The progress as a server-sent event, without an id: it is not resumed."""
+    return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress_view(progress))
+
+
+def queue_event(queue: QueueView) -> bytes:
+    """The position as a server-sent event, without an id."""
+    return b"event: queue\ndata: %s\n\n" % msgspec.json.encode(queue)
+
+
+def layout_view(layout: Layout) -> LayoutView:
+    """A layout."""
+    return LayoutView(
+        cfg=layout.cfg,
+        ulysses=layout.ulysses,
+        dit_fsdp=layout.dit_fsdp,
+        t5_fsdp=layout.t5_fsdp,
+        vae_parallel=layout.vae_parallel,
+    )
+
+
+def worker_view(lease: WorkerLease, state: str, renewed_s: float) -> WorkerView:
+    """A worker, whose lease was last renewed that long ago."""
+    return WorkerView(
+        id=lease.worker,
+        incarnation=lease.incarnation,
+        state=state,
+        pool=lease.pool,
+        host=lease.host,
+        device=lease.device,
+        device_name=lease.device_name,
+        width=lease.width,
+        full_width=lease.full_width,
+        models=lease.models,
+        layouts=tuple(layout_view(layout) for layout in lease.layouts),
+        jobs=len(lease.held),
+        capacity=lease.capacity,
+        loaded=lease.loaded,
+        detail=lease.detail,
+        renewed_s=round(renewed_s, 1),
+    )
+
+
+def model_view(card: ModelCard, workers: int, layouts: tuple[Layout, ...], step_s: float | None) -> ModelView:
+    """A model, and who serves it now."""
+    return ModelView(
+        id=card.name,
+        title=card.title,
+        description=card.description,
+        licence=card.licence,
+        family=card.family,
+        tasks=card.tasks,
+        width=_integers(card.width),
+        height=_integers(card.height),
+        max_pixels=card.max_pixels,
+        num_frames=_integers(card.num_frames),
+        fps=_integers(card.fps),
+        steps=_integers(card.steps),
+        guidance_scale=_numbers(card.guidance_scale),
+        shift=_numbers(card.shift),
+        solvers=card.solvers,
+        negative_prompt=card.negative_prompt,
+        max_n=card.max_n,
+        cache=_cache(card.cache),
+        workers=workers,
+        layouts=tuple(layout_view(layout) for layout in layouts),
+        step_s=step_s,
+    )
+
+
+def _integers(allowed: IntRange) -> IntRangeView:
+    return IntRangeView(
+        min=allowed.min,
+        max=allowed.max,
+        default=allowed.default,
+        multiple_of=allowed.multiple_of,
+        offset=allowed.offset,
+    )
+
+
+def _numbers(allowed: FloatRange) -> FloatRangeView:
+    return FloatRangeView(min=allowed.min, max=allowed.max, default=allowed.default)
