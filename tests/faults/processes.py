@@ -70,23 +70,25 @@ class Owned:
         self._signal(signal.SIGCONT)
 
     async def close(self, grace_s: float) -> int | None:
-        """SIGTERM, for good; its exit code, or None if it had to be killed after the grace or was not running."""
+        """SIGTERM, for good; its exit code, or None if it had to be killed after the grace, or did not
+        run."""
         self._closing = True
-        if self._keeping is None:
+        keeping, self._keeping = self._keeping, None
+        if keeping is None:
             return None
         assert self._process is not None
-        ran = self.up.is_set()
-        if ran:
+        if self.up.is_set():
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s if ran else 0):
-                code = await self._process.wait()
-                await self._keeping
-                return code if ran else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    code = await self._process.wait()
+                    await keeping
+                    return code
         self._signal(signal.SIGKILL)
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
+        keeping.cancel()
+        await asyncio.gather(keeping, self._process.wait(), return_exceptions=True)
+        self.up.clear()
         return None
 
     def last_words(self, count: int = 15) -> str:
