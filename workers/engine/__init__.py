@@ -1,4 +1,3 @@
-"""The engine: what a rank of a torchrun group runs; owns the device, knows nothing of the bus.
-
-Speaks frames of ``workers.link`` with the agent (rank 0) and lockstep commands among ranks.
+"""The engine wing: everything that touches a device. A group of ranks loads one model and does one job at a time for
+the agent at the other end of the link (``rank.py``), or in one process without either (``direct.py``). It knows no bus.
 """

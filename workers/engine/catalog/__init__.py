@@ -1,0 +1,145 @@
+"""Model cards: one TOML file per model that genfleet knows by name, or a card derived from a checkpoint's own configs.
+
+A card's file holds ``folder``, the name of the checkpoint's folder, and ``[card]``, the fields of ``ModelCard``. The
+folder is looked for under ``MODEL_CKPT_DIR`` (several, colon-separated) and among the checkpoints that come with
+genfleet.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.messages import FloatRange, IntRange, ModelCard, Task
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.errors import CannotLoad
+from workers.engine.noise_schedulers import SOLVERS
+from workers.pool import Pool
+
+_CARDS = Path(__file__).parent
+_SHIPPED = _CARDS.parents[1] / "checkpoints"
+
+#: Wan's own negative prompt, as its reference and diffusers' examples have it.
+WAN_NEGATIVE_PROMPT = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+
+
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the catalogue."""
+
+    folder: str
+    card: ModelCard
+
+
+def names() -> tuple[str, ...]:
+    """Every model that the catalogue knows."""
+    return tuple(sorted(file.stem for file in _CARDS.glob("*.toml")))
+
+
+def entry(name: str) -> Entry:
+    """The catalogue's entry of that name.
+
+    Raises:
+        CannotLoad: there is none, or its file is damaged.
+    """
+    if name not in names():
+        raise CannotLoad(f"model {name!r} is neither a folder nor in the catalogue; known: {', '.join(names())}")
+    file = _CARDS / f"{name}.toml"
+    try:
+        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Entry)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise CannotLoad(f"{file}: {error}") from error
+
+
+def locate(model: str, environ: Mapping[str, str] | None = None) -> tuple[Path, ModelCard | None]:
+    """The checkpoint's folder for a pool's ``model``, and its card if the catalogue has one.
+
+    Raises:
+        CannotLoad: no such name, or its checkpoint is not on this machine.
+    """
+    folder = Path(model).expanduser()
+    if "/" in model or (folder / "model_index.json").exists():
+        return folder, None
+    env = os.environ if environ is None else environ
+    found = entry(model)
+    places = [Path(place).expanduser() for place in env.get("MODEL_CKPT_DIR", "").split(":") if place] + [_SHIPPED]
+    for place in places:
+        if (place / found.folder / "model_index.json").exists():
+            return place / found.folder, found.card
+    looked = ", ".join(str(place / found.folder) for place in places)
+    raise CannotLoad(
+        f"{found.folder}/model_index.json: missing; looked in {looked}. Set MODEL_CKPT_DIR, or give the "
+        "folder itself as `model`"
+    )
+
+
+def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None) -> ModelCard:
+    """The card under the name that the pool serves the model as, with what only the checkpoint knows filled in.
+
+    Raises:
+        CannotLoad: ``genfleet.json`` overrides a field with a value that it cannot have.
+    """
+    card = catalogued or derive(checkpoint)
+    return replace(
+        card,
+        name=pool.serve_as or card.name,
+        heads=checkpoint.transformer.num_attention_heads,
+        cache=pool.cache or card.cache,
+    )
+
+
+def derive(checkpoint: Checkpoint) -> ModelCard:
+    """A card from a checkpoint's own configs; ``genfleet.json`` may override fields."""
+    vae, transformer = checkpoint.vae, checkpoint.transformer
+    text = (Task.TEXT_TO_VIDEO, Task.TEXT_TO_IMAGE)
+    tasks: tuple[Task, ...] = text
+    if checkpoint.takes_image:
+        also_text = checkpoint.extras.text_to_video == "zero_condition"
+        tasks = (Task.IMAGE_TO_VIDEO, *text) if also_text else (Task.IMAGE_TO_VIDEO,)
+    columns = vae.scale_factor_spatial * transformer.patch_size[2]
+    rows = vae.scale_factor_spatial * transformer.patch_size[1]
+    temporal = vae.scale_factor_temporal
+    card = ModelCard(
+        name=_safe_name(checkpoint.folder.name),
+        family="wan",
+        tasks=tuple(tasks),
+        width=IntRange(min=columns, max=2048, default=_near(832, columns), multiple_of=columns),
+        height=IntRange(min=rows, max=2048, default=_near(480, rows), multiple_of=rows),
+        max_pixels=1280 * 720,
+        num_frames=IntRange(min=1, max=241, default=81, multiple_of=temporal, offset=1 % temporal),
+        fps=IntRange(min=1, max=60, default=16),
+        steps=IntRange(min=1, max=200, default=40),
+        guidance_scale=FloatRange(min=0.0, max=20.0, default=5.0),
+        shift=FloatRange(min=0.1, max=30.0, default=5.0),
+        solvers=SOLVERS,
+        title=checkpoint.folder.name,
+        negative_prompt=WAN_NEGATIVE_PROMPT,
+        max_n=4,
+        heads=transformer.num_attention_heads,
+    )
+    overrides = checkpoint.extras.card
+    if not overrides:
+        return card
+    fields = msgspec.to_builtins(card) | {name: msgspec.json.decode(raw) for name, raw in overrides.items()}
+    try:
+        return msgspec.convert(fields, ModelCard)
+    except msgspec.ValidationError as error:
+        raise CannotLoad(f"{checkpoint.folder / 'genfleet.json'}: card: {error}") from error
+
+
+def _near(value: int, multiple: int) -> int:
+    return max(1, value // multiple) * multiple
+
+
+def _safe_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)[:64] or "model"

@@ -1,0 +1,118 @@
+"""A job's way through the stages, the same on every rank of a group: where it may stop, and where the ranks agree.
+
+Two kinds of point. ``boundary`` stands before a step: rank 0 tells whether the job goes on, and any rank may say that
+its numbers are bad. ``agreed`` surrounds work without collectives: if it fails on any rank, all ranks end the job
+together and go on to the next. What fails elsewhere, between collectives, cannot be agreed on without hanging: that
+rank dies, and the group with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from msgspec import Struct
+
+from shared.messages import Failure, Reason, Stage
+from workers.engine.errors import AgreedFailure, JobError, OutOfMemory, StoppedAt
+
+
+class Where(Struct, frozen=True):
+    """Where a job is: ``step`` of ``total_steps`` denoising steps done."""
+
+    stage: Stage
+    step: int
+    total_steps: int
+
+
+class Unison(Protocol):
+    """How the ranks of a group agree; see ``lockstep.Lockstep``."""
+
+    def gate(self, stop: bool, failure: Failure | None) -> tuple[bool, Failure | None]:
+        """All ranks learn whether rank 0 wants to stop, and the failure of the lowest rank that has one."""
+        ...
+
+
+class Alone:
+    """A group of one rank agrees with itself."""
+
+    def gate(self, stop: bool, failure: Failure | None) -> tuple[bool, Failure | None]:
+        return stop, failure
+
+
+class Listener(Protocol):
+    """Rank 0's side of a job: hears where it is, and knows whether it is to stop."""
+
+    def at(self, where: Where) -> None:
+        """The job has come here."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether the job has been cancelled."""
+        ...
+
+
+class Silent:
+    """What other ranks than 0 listen with."""
+
+    def at(self, where: Where) -> None:
+        return None
+
+    def should_stop(self) -> bool:
+        return False
+
+
+class Course:
+    """One job's way.
+
+    Args:
+        unison: of the group.
+        listener: of this rank.
+        is_out_of_memory: the device's judgement of an exception.
+    """
+
+    def __init__(self, unison: Unison, listener: Listener, is_out_of_memory: Callable[[BaseException], bool]) -> None:
+        self._unison, self._listener, self._is_out_of_memory = unison, listener, is_out_of_memory
+
+    def reach(self, stage: Stage, step: int, total_steps: int) -> None:
+        """Tell where the job is; nothing is agreed on."""
+        self._listener.at(Where(stage, step, total_steps))
+
+    def boundary(self, stage: Stage, step: int, total_steps: int, failure: JobError | None = None) -> None:
+        """A place where the job can end on all ranks together.
+
+        Raises:
+            StoppedAt: it was cancelled.
+            AgreedFailure: ``failure`` was given on this rank or another.
+        """
+        self._listener.at(Where(stage, step, total_steps))
+        self._settle(failure, step)
+
+    def _settle(self, failure: JobError | None, step: int) -> None:
+        mine = failure.failure() if failure is not None else None
+        stop, agreed = self._unison.gate(self._listener.should_stop(), mine)
+        if agreed is not None:
+            refused = agreed.reason in (Reason.INPUT_REJECTED, Reason.CANNOT_SERVE)
+            raise AgreedFailure(agreed, refused=refused)
+        if stop:
+            raise StoppedAt(step)
+
+    @contextmanager
+    def agreed(self, step: int) -> Iterator[None]:
+        """Work without collectives; a ``JobError`` or lack of memory inside ends the job on all ranks.
+
+        Raises:
+            AgreedFailure: it failed on this rank or another.
+            StoppedAt: the job was cancelled meanwhile.
+        """
+        failure: JobError | None = None
+        try:
+            yield
+        except JobError as error:
+            failure = error
+        except (RuntimeError, MemoryError) as error:
+            if not self._is_out_of_memory(error):
+                raise
+            failure = OutOfMemory(str(error))
+        self._settle(failure, step)

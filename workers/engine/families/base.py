@@ -1,0 +1,67 @@
+"""What a family of models gives to the ranks, and what it gets with a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from shared.messages import JobRequest, Layout, ModelCard
+from workers.engine.course import Course
+from workers.engine.media import Picture
+from workers.link import OutputFile
+
+Used = dict[str, str | int | float | bool]
+
+
+class Job(Struct, frozen=True):
+    """A job as every rank gets it: rank 0 has checked it, chosen the layout and read the pictures.
+
+    Attributes:
+        out_dir: where rank 0 leaves the outputs; None on other ranks.
+    """
+
+    request: JobRequest
+    layout: Layout
+    pictures: dict[str, Picture]
+    out_dir: Path | None
+
+
+class Made(Struct, frozen=True):
+    """What a job made, on rank 0; elsewhere no files."""
+
+    files: tuple[OutputFile, ...]
+    used: Used
+
+
+class Family(Protocol):
+    """One loaded model."""
+
+    card: ModelCard
+    layouts: tuple[Layout, ...]
+
+    def check(self, request: JobRequest) -> Layout:
+        """The layout for that job. Pure, on rank 0 only.
+
+        Raises:
+            NotServed: the model or the group cannot do it.
+        """
+        ...
+
+    def run(self, job: Job, course: Course) -> Made:
+        """Do the job. Collective.
+
+        Raises:
+            StoppedAt, AgreedFailure: on all ranks alike; the group is ready for the next job.
+            Exception: on this rank; the group is not, unless it has only one rank.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Do once what makes a first job slower than the next. Collective."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what a job left behind that ended before its end."""
+        ...

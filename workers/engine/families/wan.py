@@ -1,0 +1,355 @@
+"""Wan 2.1 and 2.2 on diffusers' model classes: text-to-video, image-to-video, and text-to-image as one frame.
+
+The way of a job, each line a stage: encode text → encode image → denoise → decode and mux, frame by frame.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.messages import JobRequest, Layout, ModelCard, Stage, Task
+from workers.engine import noise_schedulers as noise
+from workers.engine.acceleration.attention_cache import Cache, reused_steps
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.course import Course
+from workers.engine.devices.base import Device
+from workers.engine.errors import NotFinite, NotServed
+from workers.engine.families import wan_parallel
+from workers.engine.families.base import Job, Made, Used
+from workers.engine.loading import Components
+from workers.engine.media import Picture
+from workers.engine.parallel import layouts
+from workers.engine.parallel.mesh import Mesh, Place
+from workers.engine.parallel.vae import WidthSplit
+from workers.engine.stages import decode, denoise, encode_image
+from workers.engine.stages.encode_text import TextEncoder
+from workers.engine.stages.mux import Mp4Writer, write_png
+from workers.link import OutputFile
+from workers.pool import Pool
+
+#: ``WanAttnProcessor`` takes all but the last 512 tokens for the image's where a model has CLIP features.
+_CLIP_TEXT_TOKENS = 512
+
+
+class Conditions:
+    """What one job's denoiser is conditioned with: per branch the text, and the image in its two forms."""
+
+    def __init__(self, texts: tuple[Tensor, ...], channels: Tensor | None, features: Tensor | None) -> None:
+        self.texts, self.channels, self.features = texts, channels, features
+
+
+class Wan:
+    """One loaded Wan checkpoint in one group.
+
+    Args:
+        checkpoint: what the folder says.
+        components: its weights, on the device.
+        card: the model's card under the name that it is served as.
+        pool: of the group.
+        device: of this rank.
+        mesh: of the group.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, components: Components, card: ModelCard, pool: Pool, device: Device, mesh: Mesh
+    ) -> None:
+        self.card = card
+        self.layouts = layouts.offered(mesh.world, checkpoint.transformer.num_attention_heads, pool.layout)
+        self._checkpoint, self._device, self._mesh, self._pool = checkpoint, device, mesh, pool
+        self._transformers = components.transformers
+        self._vae = components.vae
+        self._clip = (components.image_encoder, components.image_processor)
+        self._sequences = [wan_parallel.install(model, index, device) for index, model in enumerate(self._transformers)]
+        self._split = WidthSplit(self._vae, mesh.everyone) if mesh.everyone is not None else None
+        self._shard(components)
+        length = checkpoint.extras.max_sequence_length
+        if checkpoint.has_clip:
+            length = _CLIP_TEXT_TOKENS
+        self._encode_text = TextEncoder(components.tokenizer, components.text_encoder, device.torch_device, length)
+        mesh.place(self.layouts[0])
+
+    def _shard(self, components: Components) -> None:
+        default = self.layouts[0]
+        if default.dit_fsdp or default.t5_fsdp:
+            from workers.engine.parallel.fsdp import shard
+
+            if default.dit_fsdp:
+                for model in self._transformers:
+                    shard(model, model.blocks, self._mesh.flat())
+            if default.t5_fsdp:
+                encoder = components.text_encoder
+                shard(encoder, encoder.encoder.block, self._mesh.flat())
+
+    # --- before a job --------------------------------------------------------------------------------------------
+
+    def check(self, request: JobRequest) -> Layout:
+        """As ``Family.check``."""
+        card = self.card
+        if request.task not in card.tasks:
+            raise NotServed(f"task: {card.name} does not do {request.task!r}")
+        if request.solver not in card.solvers:
+            raise NotServed(f"solver: {request.solver!r} is not one of {', '.join(card.solvers)}")
+        self._check_size(request)
+        if request.task == Task.TEXT_TO_IMAGE and request.num_frames != 1:
+            raise NotServed(f"num_frames: text-to-image is one frame, not {request.num_frames}")
+        if request.task == Task.IMAGE_TO_VIDEO and request.image is None:
+            raise NotServed("image: image-to-video needs one")
+        if request.last_image is not None or request.video is not None:
+            raise NotServed("last_image, video: not among this model's inputs")
+        return layouts.choose(self.layouts, request.parallel)
+
+    def _check_size(self, request: JobRequest) -> None:
+        config = self._checkpoint
+        columns = config.vae.scale_factor_spatial * config.transformer.patch_size[2]
+        rows = config.vae.scale_factor_spatial * config.transformer.patch_size[1]
+        if request.width < columns or request.width % columns or request.height < rows or request.height % rows:
+            raise NotServed(
+                f"size: {request.width}x{request.height} is not possible; "
+                f"width must be a multiple of {columns}, height of {rows}"
+            )
+        temporal = config.vae.scale_factor_temporal
+        if request.num_frames < 1 or (request.num_frames - 1) % temporal:
+            raise NotServed(f"num_frames: {request.num_frames} is not of the form {temporal}n + 1")
+        if request.steps < 1:
+            raise NotServed("steps: at least 1")
+
+    def warm_up(self) -> None:
+        """As ``Family.warm_up``: the default negative prompt, and one pass over the smallest latents."""
+        config = self._checkpoint
+        text = self._encode_text(self.card.negative_prompt)
+        _, rows, columns = config.transformer.patch_size
+        latents = torch.zeros(1, config.vae.z_dim, 1, rows, columns * self._mesh.world, device=text.device)
+        channels = self._no_channels(latents) if config.takes_image else None
+        features = None
+        if config.has_clip:
+            side = columns * config.vae.scale_factor_spatial
+            features = self._features(Picture(side, side, bytes(side * side * 3)))
+        self._prepare(self.layouts[0], Cache(None, 0))
+        model = self._model(Conditions((text, text), channels, features))
+        place = self._mesh.place(self.layouts[0])
+        state = denoise.start(tuple(latents.shape), 0, latents.device)
+        state = denoise.advance(state, noise.schedule("unipc", 1, 1.0), model, 2.0, place)
+        for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
+            pass
+
+    def forget(self) -> None:
+        """As ``Family.forget``."""
+        for sequence in self._sequences:
+            sequence.cache.clear()
+        self._device.clear()
+
+    # --- a job ---------------------------------------------------------------------------------------------------
+
+    def run(self, job: Job, course: Course) -> Made:
+        """As ``Family.run``. ``used`` says the layout, the stages' seconds and the seeds."""
+        request = job.request
+        place = self._mesh.place(job.layout)
+        total = request.steps * request.n
+        timer = _Timer()
+        course.boundary(Stage.ENCODE_TEXT, 0, total)
+        texts = self._texts(request, course)
+        timer.lap("encode_text_s")
+        course.reach(Stage.ENCODE_IMAGE, 0, total)
+        conditions = self._conditions(job, texts, course)
+        timer.lap("encode_image_s")
+        files: list[OutputFile] = []
+        reused = 0
+        for index in range(request.n):
+            done = index * request.steps
+            cache = Cache(request.cache, request.steps)
+            self._prepare(job.layout, cache)
+            state = self._start(request, request.seed + index)
+            for after in self.denoising(request, state, conditions, place, course, done):
+                state = after
+            reused += cache.reused
+            cache.clear()
+            timer.lap("denoise_s")
+            files += self._decode(job, index, state.latents, course, done + request.steps)
+            timer.lap("decode_s")
+        used: Used = {
+            "cfg_size": job.layout.cfg,
+            "ulysses_size": job.layout.ulysses,
+            "vae_parallel": self._vae_split(job) is not None,
+            "dit_fsdp": job.layout.dit_fsdp,
+            "device": self._device.kind,
+            "ranks": self._mesh.world,
+            "cached_steps": reused_steps(request.cache, request.steps),
+            **timer.laps,
+        }
+        return Made(tuple(files), used)
+
+    def _texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
+        prompts = [request.prompt, request.negative_prompt] if request.guidance_scale > 1.0 else [request.prompt]
+        if self.layouts[0].t5_fsdp:
+            return tuple(self._encode_text(prompt) for prompt in prompts)
+        with course.agreed(0):
+            return tuple(self._encode_text(prompt) for prompt in prompts)
+
+    def _conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
+        config, request = self._checkpoint, job.request
+        if not config.takes_image:
+            return Conditions(texts, None, None)
+        picture = job.pictures.get("image")
+        with course.agreed(0):
+            if picture is None:
+                channels = self._no_channels(torch.zeros(self._shape(request), device=self._device.torch_device))
+            else:
+                channels = encode_image.condition(
+                    self._vae,
+                    picture,
+                    request.num_frames,
+                    config.vae.scale_factor_temporal,
+                    config.extras.image_condition,
+                    self._device.torch_device,
+                )
+            features = self._features(picture) if config.has_clip and picture is not None else None
+        return Conditions(texts, channels, features)
+
+    def _no_channels(self, latents: Tensor) -> Tensor:
+        """The condition of a job without a picture: mask and latents all zero."""
+        extra = self._checkpoint.transformer.in_channels - latents.shape[1]
+        return latents.new_zeros(latents.shape[0], extra, *latents.shape[2:])
+
+    def _features(self, picture: Picture) -> Tensor:
+        encoder, processor = self._clip
+        return encode_image.clip_features(encoder, processor, picture, self._device.torch_device)
+
+    def _shape(self, request: JobRequest) -> tuple[int, ...]:
+        vae = self._checkpoint.vae
+        frames = (request.num_frames - 1) // vae.scale_factor_temporal + 1
+        side = vae.scale_factor_spatial
+        return (1, vae.z_dim, frames, request.height // side, request.width // side)
+
+    def _start(self, request: JobRequest, seed: int) -> denoise.DenoiseState:
+        return denoise.start(self._shape(request), seed, self._device.torch_device)
+
+    def _prepare(self, layout: Layout, cache: Cache) -> None:
+        place = self._mesh.place(layout)
+        for sequence in self._sequences:
+            sequence.group, sequence.cache = place.ulysses_group, cache
+
+    def denoising(
+        self,
+        request: JobRequest,
+        state: denoise.DenoiseState,
+        conditions: Conditions,
+        place: Place,
+        course: Course,
+        done: int = 0,
+    ) -> Iterator[denoise.DenoiseState]:
+        """The states after each step from the given one to the last. Collective.
+
+        Args:
+            request: of the job.
+            state: to go on from.
+            conditions: of the job.
+            place: this rank's groups.
+            course: asked before every step, and once after the last.
+            done: steps of earlier outputs of the same job.
+        """
+        plan = noise.schedule(request.solver, request.steps, request.shift, self._checkpoint.scheduler.prediction_type)
+        model = self._model(conditions)
+        total = request.steps * request.n
+        with torch.no_grad():
+            while state.step < request.steps:
+                course.boundary(Stage.DENOISE, done + state.step, total, _not_finite(state))
+                for sequence in self._sequences:
+                    sequence.cache.step = state.step
+                state = denoise.advance(state, plan, model, request.guidance_scale, place)
+                yield state
+        course.boundary(Stage.DECODE, done + state.step, total, _not_finite(state))
+
+    def _model(self, conditions: Conditions) -> denoise.Model:
+        """The denoiser with its conditions; of two experts the one for the timestep's noise level."""
+        boundary = self._checkpoint.boundary_ratio
+        low_noise_below = -1.0 if boundary is None else boundary * noise.TRAIN_TIMESTEPS
+
+        def denoiser(latents: Tensor, timestep: int, branch: int) -> Tensor:
+            index = 1 if len(self._transformers) > 1 and timestep < low_noise_below else 0
+            transformer: Any = self._transformers[index]
+            self._sequences[index].branch = branch
+            dtype = transformer.dtype
+            inputs = latents if conditions.channels is None else torch.cat([latents, conditions.channels], 1)
+            features = conditions.features
+            if features is None and transformer.config.image_dim is not None:
+                features = inputs.new_zeros(1, 1, transformer.config.image_dim)
+            out: Tensor = transformer(
+                hidden_states=inputs.to(dtype),
+                timestep=torch.tensor([timestep], device=latents.device),
+                encoder_hidden_states=conditions.texts[branch].to(dtype),
+                encoder_hidden_states_image=None if features is None else features.to(dtype),
+                return_dict=False,
+            )[0]
+            return out.float()
+
+        return denoiser
+
+    # --- decode and mux ------------------------------------------------------------------------------------------
+
+    def _vae_split(self, job: Job) -> WidthSplit | None:
+        columns = job.request.width // self._checkpoint.vae.scale_factor_spatial
+        usable = job.layout.vae_parallel and self._split is not None and self._split.divides(columns)
+        return self._split if usable else None
+
+    def _decode(self, job: Job, index: int, latents: Tensor, course: Course, done: int) -> list[OutputFile]:
+        """Frames go to the file as they come out of the VAE; on other ranks than 0 there is nothing to write, and
+        without a split nothing to decode."""
+        request, total = job.request, job.request.steps * job.request.n
+        split = self._vae_split(job)
+        picture = request.num_frames == 1
+        writes = job.out_dir is not None
+        name = f"{index}.{'png' if picture else 'mp4'}"
+        video: Mp4Writer | None = None
+        count = 0
+        chunks = decode.frames(self._vae, latents, split) if writes or split is not None else iter(())
+        try:
+            if job.out_dir is not None and not picture:
+                video = Mp4Writer(job.out_dir / name, request.width, request.height, request.fps)
+            for _ in range(latents.shape[2]):
+                course.boundary(Stage.DECODE, done, total)
+                for frame in next(chunks, []):
+                    count += 1
+                    if video is not None:
+                        video.write(frame)
+                    elif job.out_dir is not None:
+                        write_png(job.out_dir / name, frame)
+            course.boundary(Stage.MUX, done, total)
+            if video is not None:
+                video.close()
+        except BaseException:
+            if video is not None:
+                video.abandon()
+            raise
+        if not writes:
+            return []
+        media = "image/png" if picture else "video/mp4"
+        return [
+            OutputFile(
+                name=name,
+                media_type=media,
+                width=request.width,
+                height=request.height,
+                num_frames=count,
+                fps=0 if picture else request.fps,
+            )
+        ]
+
+
+def _not_finite(state: denoise.DenoiseState) -> NotFinite | None:
+    return None if denoise.is_finite(state) else NotFinite(f"not finite: the latents after step {state.step}")
+
+
+class _Timer:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
+        self._last = now

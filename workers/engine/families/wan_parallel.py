@@ -1,0 +1,109 @@
+"""What is ours inside diffusers' ``WanTransformer3DModel``: self-attention (device's own kernel, Ulysses, the cache)
+and the split of the sequence around the blocks. Installed once; ``Denoiser.use`` then says which layout and which
+cache a job has, so that one loaded model serves jobs of every layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from workers.engine.acceleration.attention_cache import Cache
+from workers.engine.devices.base import Device
+from workers.engine.parallel import ulysses
+
+
+class Sequence:
+    """What the hooks and processors of one transformer share: the job's group and cache, the branch being computed
+    and the length of the sequence being split."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.group: ProcessGroup | None = None
+        self.cache = Cache(None, 0)
+        self.branch = 0
+        self.length = 0
+
+
+class SelfAttention:
+    """Attention processor of one block's ``attn1``; the formulas are those of diffusers' ``WanAttnProcessor``.
+
+    Args:
+        expert: index of the transformer in its checkpoint, part of the cache's key.
+        block: index of the block.
+        sequence: shared with the whole transformer.
+    """
+
+    def __init__(self, expert: int, block: int, sequence: Sequence) -> None:
+        self._expert, self._block, self._sequence = expert, block, sequence
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[B, s, H·D] → [B, s, H·D], where s is this rank's part of the sequence."""
+        assert rotary_emb is not None
+        key = (self._expert, self._sequence.branch, self._block)
+        return self._sequence.cache.through(key, lambda: self._compute(attn, hidden_states, rotary_emb))
+
+    def _compute(self, attn: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        q = rotate(attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1)), *rotary)
+        k = rotate(attn.norm_k(attn.to_k(x)).unflatten(2, (attn.heads, -1)), *rotary)
+        v = attn.to_v(x).unflatten(2, (attn.heads, -1))
+        group = self._sequence.group
+        attention = self._sequence.device.attention
+        if group is None:
+            out = attention(q, k, v)
+        else:
+            q, k, v = (ulysses.to_heads(t, group) for t in (q, k, v))
+            length = self._sequence.length
+            out = ulysses.to_sequence(attention(q, k[:, :length], v[:, :length]), group)
+        projected: Tensor = attn.to_out[0](out.flatten(2).type_as(q))
+        return projected
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding on neighbouring pairs (Su et al., arXiv:2104.09864): x [B, s, H, D]."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[..., 0::2], sin[..., 1::2]
+    out = x.new_empty(x.shape)
+    out[..., 0::2] = even * c - odd * s
+    out[..., 1::2] = even * s + odd * c
+    return out
+
+
+def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
+    """Put our attention and the sequence's split and gathering into the transformer; gives their shared state."""
+    model: Any = transformer
+    sequence = Sequence(device)
+    for index, block in enumerate(model.blocks):
+        block.attn1.processor = SelfAttention(expert, index, sequence)
+
+    def split_rotary(_module: nn.Module, _args: object, out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        sequence.length = out[0].shape[1]
+        if sequence.group is None:
+            return out
+        return ulysses.split_sequence(out[0], sequence.group), ulysses.split_sequence(out[1], sequence.group)
+
+    def split_tokens(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if sequence.group is None:
+            return None
+        return (ulysses.split_sequence(args[0], sequence.group), *args[1:]), kwargs
+
+    def gather(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
+        if sequence.group is None:
+            return out
+        return ulysses.gather_sequence(out, sequence.group, sequence.length)
+
+    model.rope.register_forward_hook(split_rotary)
+    model.blocks[0].register_forward_pre_hook(split_tokens, with_kwargs=True)
+    model.proj_out.register_forward_hook(gather)
+    return sequence

@@ -1,0 +1,56 @@
+"""Pictures in: what a user sent → RGB of exactly the job's size."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from msgspec import Struct
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from workers.engine.errors import InputRejected
+
+#: Pixels of an input picture above which it is refused before it is decoded.
+MAX_PIXELS = 64_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+
+
+class Picture(Struct, frozen=True):
+    """A picture as it travels between ranks: ``rgb`` holds height × width × 3 bytes."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+def read_picture(path: Path, width: int, height: int) -> Picture:
+    """The first frame of that file, turned as its EXIF orientation says, in RGB over white, scaled to cover
+    ``width`` × ``height`` with its proportions kept, and cut at the centre.
+
+    Raises:
+        InputRejected: it is not a picture of a known format, is damaged, or has more than ``MAX_PIXELS``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputRejected(f"the picture has {image.width}×{image.height} pixels; at most {MAX_PIXELS}")
+                turned = ImageOps.exif_transpose(image)
+                flat = _over_white(turned)
+    except InputRejected:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputRejected("the file is not a picture of a known format") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputRejected(f"the picture cannot be decoded: {error}") from error
+    fitted = ImageOps.fit(flat, (width, height), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+    return Picture(width, height, fitted.tobytes())
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layered).convert("RGB")

@@ -1,0 +1,30 @@
+"""From a pool file to a loaded, warm model: on every rank of a group, or in one process."""
+
+from __future__ import annotations
+
+import torch
+
+from workers.engine import catalog, checkpoint
+from workers.engine.devices.base import Device
+from workers.engine.families.base import Family
+from workers.engine.loading import OnLoading, load
+from workers.engine.parallel.mesh import Mesh
+from workers.pool import Pool
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = lambda *_: None) -> Family:
+    """The pool's model, loaded on this rank. Not collective but for the process groups of the default layout.
+
+    Raises:
+        CannotLoad: see ``checkpoint.read`` and ``loading.load``.
+    """
+    from workers.engine.families.wan import Wan
+
+    folder, catalogued = catalog.locate(pool.model)
+    found = checkpoint.read(folder)
+    card = catalog.served_card(pool, found, catalogued)
+    dtype = _DTYPES.get(pool.dtype, device.dtype)
+    components = load(found, device.torch_device, dtype, on_loading)
+    return Wan(found, components, card, pool, device, mesh)

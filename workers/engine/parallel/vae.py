@@ -1,0 +1,113 @@
+"""The VAE split by width over all ranks, exactly: each rank keeps its columns, takes one column of each neighbour
+before every convolution that looks sideways, and sees the whole width in the one attention layer.
+
+Unlike tiling this changes nothing in the result. Encode and decode; the width in latents must divide by the degree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers.models.autoencoders import autoencoder_kl_wan as wan
+from torch import Tensor, nn
+
+
+class WidthSplit:
+    """The split of one VAE over one group. Installed once; it acts inside ``active()`` only.
+
+    Args:
+        vae: ``AutoencoderKLWan``; its convolutions are wrapped.
+        group: the ranks that share the width, in order from left to right.
+    """
+
+    def __init__(self, vae: Any, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.degree = dist.get_world_size(group)
+        self.index = dist.get_rank(group)
+        self._ranks = dist.get_process_group_ranks(group)
+        self._on = False
+        for module in (*vae.encoder.modules(), *vae.decoder.modules()):
+            if isinstance(module, wan.WanCausalConv3d) and module.kernel_size[2] == 3:
+                self._wrap(module, self._causal)
+            elif isinstance(module, wan.WanResample) and module.mode.startswith("upsample"):
+                self._wrap(module.resample[1], self._conv2d)
+            elif isinstance(module, wan.WanResample) and module.mode.startswith("downsample"):
+                self._wrap(module.resample, self._downsample)
+            elif isinstance(module, wan.WanAttentionBlock):
+                self._wrap(module, self._attention)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the VAE takes this rank's columns and gives this rank's columns."""
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+    def divides(self, columns: int) -> bool:
+        """Whether a width of that many latents can be split."""
+        return columns % self.degree == 0
+
+    def part(self, x: Tensor) -> Tensor:
+        """This rank's columns."""
+        return x.chunk(self.degree, -1)[self.index].contiguous()
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All ranks' columns, on every rank."""
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.degree)]
+        dist.all_gather(parts, x, group=self.group)
+        return torch.cat(parts, -1)
+
+    def _wrap(self, module: nn.Module, inside: Callable[..., Tensor]) -> None:
+        usual = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return inside(module, usual, *args, **kwargs) if self._on else usual(*args, **kwargs)
+
+        module.forward = forward
+
+    def _widen(self, x: Tensor, left: bool, right: bool) -> Tensor:
+        """``x`` with the neighbours' nearest columns, zero at the picture's borders."""
+        before, after = x.new_zeros(*x.shape[:-1], 1), x.new_zeros(*x.shape[:-1], 1)
+        swaps: list[dist.P2POp] = []
+        if self.index > 0:
+            neighbour = self._ranks[self.index - 1]
+            if right:
+                swaps.append(dist.P2POp(dist.isend, x[..., :1].contiguous(), neighbour, group=self.group))
+            if left:
+                swaps.append(dist.P2POp(dist.irecv, before, neighbour, group=self.group))
+        if self.index < self.degree - 1:
+            neighbour = self._ranks[self.index + 1]
+            if left:
+                swaps.append(dist.P2POp(dist.isend, x[..., -1:].contiguous(), neighbour, group=self.group))
+            if right:
+                swaps.append(dist.P2POp(dist.irecv, after, neighbour, group=self.group))
+        for work in dist.batch_isend_irecv(swaps):
+            work.wait()
+        return torch.cat([*([before] if left else []), x, *([after] if right else [])], -1)
+
+    def _causal(self, conv: Any, _usual: object, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        _, _, above, below, past, _ = conv._padding
+        if cache_x is not None and past > 0:
+            x = torch.cat([cache_x, x], dim=2)
+            past -= cache_x.shape[2]
+        x = F.pad(self._widen(x, left=True, right=True), (0, 0, above, below, past, 0))
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride)
+
+    def _conv2d(self, conv: Any, _usual: object, x: Tensor) -> Tensor:
+        return F.conv2d(self._widen(x, left=True, right=True), conv.weight, conv.bias, 1, (1, 0))
+
+    def _downsample(self, resample: Any, _usual: object, x: Tensor) -> Tensor:
+        conv = resample[1]
+        x = F.pad(self._widen(x, left=False, right=True), (0, 0, 0, 1))
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+
+    def _attention(self, block: Any, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self.part(usual(self.whole(x)))

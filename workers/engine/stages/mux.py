@@ -1,0 +1,72 @@
+"""Frames → a file: H.264 in mp4, frame by frame, or a PNG for a single one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
+
+from workers.engine.errors import NotServed
+
+Frame = npt.NDArray[np.uint8]
+_BT709 = 1
+
+
+class Mp4Writer:
+    """One mp4 being written: H.264, yuv420p, BT.709 limited range, the index in front (``faststart``).
+
+    Args:
+        path: of the file.
+        width: even.
+        height: even.
+        fps: frames per second.
+
+    Raises:
+        NotServed: width or height is odd, which yuv420p does not have.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
+        if width % 2 or height % 2:
+            raise NotServed(f"a video of {width}×{height} cannot be written: both must be even")
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._stream = self._container.add_stream("libx264", rate=Fraction(fps))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.options = {"crf": "17", "preset": "veryfast"}
+        context = self._stream.codec_context
+        context.color_range, context.colorspace = ColorRange.MPEG.value, Colorspace.ITU709.value
+        context.color_primaries = context.color_trc = _BT709
+        self._tick = Fraction(1, fps)
+        self.frames = 0
+
+    def write(self, frame: Frame) -> None:
+        """Add one frame, [H, W, 3] RGB."""
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        converted = picture.reformat(
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU709,
+        )
+        converted.pts = self.frames
+        converted.time_base = self._tick
+        self._container.mux(self._stream.encode(converted))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Write what is left and the index; the file is complete after that."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Close without completing: the job was stopped or failed."""
+        self._container.close()
+
+
+def write_png(path: Path, frame: Frame) -> None:
+    """A single frame, [H, W, 3] RGB."""
+    Image.fromarray(frame).save(path, format="PNG")
