@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from deploy.client import Gateway, JobPage, JobView, Refused, Unreachable
 from deploy.watch import duration, follow, show, words
@@ -43,7 +42,6 @@ app = App(
 pool_app = App(name="pool", help="Pool files: what a worker serves, and with what.", group=_OTHER)
 app.command(pool_app)
 _err = Console(stderr=True, highlight=False)
-_out = Console(highlight=False)
 
 
 def setting(name: str, text: str) -> Parameter:
@@ -271,11 +269,13 @@ def jobs(
     if json:
         _print_json(answer)
         return OK
-    table = Table("job", "state", "model", "task", "progress", "ran", box=None, pad_edge=False)
+    rows = [("job", "state", "model", "task", "progress", "ran")]
     for view in msgspec.json.decode(answer, type=JobPage).data:
         ran = "" if view.ran_s is None else duration(view.ran_s)
-        table.add_row(view.id, view.state.value, view.model, view.task, _how_far(view), ran)
-    _out.print(table)
+        rows.append((view.id, view.state.value, view.model, view.task, _how_far(view), ran))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return OK
 
 

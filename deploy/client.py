@@ -7,7 +7,7 @@ import mimetypes
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -140,12 +140,11 @@ class Gateway:
     """A connection to the gateway at ``url``; a context manager.
 
     Every method raises ``Unreachable`` when there is no gateway, or it has lost its message bus, and ``Refused`` when
-    it says no. ``pause`` waits between two tries.
+    it says no.
     """
 
-    def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._pause = pause
         timeout = httpx.Timeout(30.0, connect=5.0)
         # A proxy named in the environment is for other machines: it could not reach this one's loopback.
         outside = httpx.URL(self.url).host not in ("127.0.0.1", "::1", "localhost")
@@ -183,7 +182,7 @@ class Gateway:
                 except Unreachable:
                     if last:
                         raise
-            self._pause(min(_MAX_PAUSE_S, 0.25 * 2**attempt))
+            time.sleep(min(_MAX_PAUSE_S, 0.25 * 2**attempt))
         raise AssertionError("the last try returns or raises")
 
     def job(self, job: str) -> bytes:

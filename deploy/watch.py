@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -24,9 +24,7 @@ class Away:
     why: str
 
 
-def follow(
-    gateway: Gateway, job: str, pause: Callable[[float], None] = time.sleep, patience_s: float = PATIENCE_S
-) -> Iterator[Event | Away]:
+def follow(gateway: Gateway, job: str, patience_s: float = PATIENCE_S) -> Iterator[Event | Away]:
     """The job's changes until its end, each transition once, over any number of cuts: it comes back after the last
     transition it has seen.
 
@@ -57,7 +55,7 @@ def follow(
         seconds = _PAUSES_S[min(misses, len(_PAUSES_S) - 1)]
         misses += 1
         waited_s += seconds
-        pause(seconds)
+        time.sleep(seconds)
 
 
 def show(events: Iterator[Event | Away], console: Console, *, bar: bool) -> State:
@@ -85,12 +83,14 @@ def _show_bar(events: Iterator[Event | Away], console: Console) -> State:
                     again = 0.0 if state is State.QUEUED else None
                     completed = done if done is not None else again
                     detail = words(event.reason or "")
-                    progress.update(bar, description=state.value, detail=detail, completed=completed)
+                    progress.update(bar, description=state.value, detail=detail, completed=completed, refresh=True)
                 case ProgressView():
                     name = words(event.stage) or state.value
-                    progress.update(bar, description=name, completed=event.fraction, detail=step_and_eta(event))
+                    progress.update(
+                        bar, description=name, completed=event.fraction, detail=step_and_eta(event), refresh=True
+                    )
                 case Away():
-                    progress.update(bar, detail="the gateway is away, trying again")
+                    progress.update(bar, detail="the gateway is away, trying again", refresh=True)
         return state
 
 

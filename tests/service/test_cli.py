@@ -1,0 +1,432 @@
+"""The command line against a scripted gateway: exit codes, streams that are cut, results that are saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy import cli
+from deploy.client import Event, Gateway, ProgressView, Refused, Transition, Unreachable
+from deploy.watch import Away, duration, follow, show
+from shared.messages import State
+from tests.support.scripted_gateway import Answer, ScriptedGateway, problem, serving, stream, view
+
+JOB = "0123456789abcdef0123456789abcdef"
+VIDEO = b"not really an mp4"
+QUEUED: dict[str, Any] = {"id": JOB, "state": "queued", "model": "wan-demo", "task": "text-to-video", "created_at": 1.0}
+OUTPUT = {
+    "index": 0,
+    "url": f"/v1/jobs/{JOB}/outputs/0",
+    "media_type": "video/mp4",
+    "size": len(VIDEO),
+    "sha256": hashlib.sha256(VIDEO).hexdigest(),
+}
+SUCCEEDED: dict[str, Any] = {**QUEUED, "state": "succeeded", "outputs": [OUTPUT], "ran_s": 2.5}
+FAILED: dict[str, Any] = {**QUEUED, "state": "failed", "error": {"reason": "run_timeout", "message": "ran for 5 s"}}
+
+
+def moved(index: int, state: str, **more: object) -> tuple[str, dict[str, object]]:
+    return "transition", {"index": index, "state": state, "epoch": 1, "at": 1.0, "age_s": 0.5, "reason": None, **more}
+
+
+def step(number: int) -> tuple[str, dict[str, object]]:
+    return "progress", {
+        "epoch": 1,
+        "stage": "denoise",
+        "step": number,
+        "total_steps": 4,
+        "eta_s": 4.0 - number,
+        "fraction": number / 4,
+    }
+
+
+WHOLE = (moved(0, "queued"), moved(1, "assigned"), moved(2, "running"), step(1), step(2), moved(3, "succeeded"))
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ScriptedGateway]:
+    with serving() as script:
+        monkeypatch.setenv("GENFLEET_URL", script.url)
+        monkeypatch.chdir(tmp_path)
+        yield script
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries take no time here."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def succeeding(gateway: ScriptedGateway, *streams: Answer) -> None:
+    gateway.on("POST /v1/jobs", view(202, **QUEUED))
+    gateway.on(f"GET /v1/jobs/{JOB}/events", *(streams or [stream(*WHOLE)]))
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**SUCCEEDED))
+    gateway.on(f"GET /v1/jobs/{JOB}/outputs/0", Answer(body=VIDEO, media_type="video/mp4"))
+
+
+# --- submit ----------------------------------------------------------------------------------------------------------
+
+
+def test_submit_sends_a_multipart_form_and_prints_the_id(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.on("POST /v1/jobs", view(202, **QUEUED))
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8 a photo")
+    arguments = ["submit", "--prompt", "pan left", "--image", str(photo), "--frames", "9", "--size", "128x96"]
+    arguments += ["--seed", "0", "--ulysses-size", "2", "--start-deadline", "5", "--field.output-format", "png"]
+    assert cli.run(arguments) == cli.OK
+    assert capsys.readouterr().out == f"{JOB}\n"
+    (asked,) = gateway.of("POST /v1/jobs")
+    assert asked.headers["content-type"].startswith("multipart/form-data; boundary=")
+    assert len(asked.headers["idempotency-key"]) == 32
+    parts = {
+        part.split(b'name="', 1)[1].split(b'"', 1)[0].decode(): part
+        for part in asked.body.split(b"--")[1:-1]
+        if b'name="' in part
+    }
+    expected = {"prompt": "pan left", "num_frames": "9", "size": "128x96", "seed": "0", "start_deadline_s": "5.0"}
+    expected |= {"output_format": "png", "parallel": '{"ulysses_size":2}'}
+    assert set(parts) == {*expected, "image"}
+    for name, value in expected.items():
+        assert parts[name].split(b"\r\n\r\n", 1)[1] == value.encode() + b"\r\n"
+    assert b'filename="photo.jpg"' in parts["image"]
+    assert b"Content-Type: image/jpeg" in parts["image"]
+    assert parts["image"].split(b"\r\n\r\n", 1)[1] == b"\xff\xd8 a photo\r\n"
+
+
+def test_submit_and_wait_saves_the_result(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeeding(gateway)
+    assert cli.run(["submit", "--prompt", "x", "--output", "demo.mp4"]) == cli.OK
+    said = capsys.readouterr()
+    assert said.out == "demo.mp4\n"
+    assert "succeeded" in said.err
+    assert (tmp_path / "demo.mp4").read_bytes() == VIDEO
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]
+
+
+def test_without_a_name_the_result_is_named_after_the_job(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    succeeding(gateway)
+    assert cli.run(["submit", "--prompt", "x", "--wait"]) == cli.OK
+    assert (tmp_path / f"{JOB}.mp4").read_bytes() == VIDEO
+
+
+def test_several_results_are_numbered(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    second = {**OUTPUT, "index": 1, "url": f"/v1/jobs/{JOB}/outputs/1"}
+    gateway.on("POST /v1/jobs", view(202, **QUEUED))
+    gateway.on(f"GET /v1/jobs/{JOB}/events", stream(*WHOLE))
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**{**SUCCEEDED, "outputs": [OUTPUT, second]}))
+    gateway.on(f"GET /v1/jobs/{JOB}/outputs/0", Answer(body=VIDEO))
+    gateway.on(f"GET /v1/jobs/{JOB}/outputs/1", Answer(body=VIDEO))
+    assert cli.run(["submit", "--prompt", "x", "-o", "a.mp4"]) == cli.OK
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.mp4", "a.mp4"]
+
+
+def test_json_is_the_gateway_s_own(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    succeeding(gateway)
+    assert cli.run(["submit", "--prompt", "x", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out) == QUEUED
+    assert cli.run(["submit", "--prompt", "x", "--wait", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out) == SUCCEEDED
+
+
+@pytest.mark.parametrize("first", [Answer(drop=True), problem(503, "the bus is away")], ids=["dropped", "503"])
+def test_a_submit_that_may_have_happened_is_sent_again_under_its_key(gateway: ScriptedGateway, first: Answer) -> None:
+    gateway.on("POST /v1/jobs", first, first, view(202, **QUEUED))
+    assert cli.run(["submit", "--prompt", "x"]) == cli.OK
+    keys = [asked.headers["idempotency-key"] for asked in gateway.of("POST /v1/jobs")]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_a_gateway_that_is_never_ready_cannot_be_reached(
+    gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.on("POST /v1/jobs", problem(503, "the bus is away"))
+    assert cli.run(["submit", "--prompt", "x"]) == cli.UNREACHABLE
+    assert "is not ready: the bus is away" in capsys.readouterr().err
+
+
+def test_a_refused_field_is_named(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.on("POST /v1/jobs", problem(422, "the request cannot be served", ("size", "not a multiple of 16")))
+    assert cli.run(["submit", "--prompt", "x", "--size", "3x3"]) == cli.USAGE
+    assert capsys.readouterr().err.splitlines() == [
+        "genfleet: the request cannot be served",
+        "  size: not a multiple of 16",
+    ]
+
+
+def test_a_full_queue_is_a_failure(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.on("POST /v1/jobs", problem(429, "the queue is full"))
+    assert cli.run(["submit", "--prompt", "x"]) == cli.FAILED
+    assert capsys.readouterr().err == "genfleet: the queue is full\n"
+
+
+def test_an_answer_that_is_no_problem_is_told_too(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.on("POST /v1/jobs", Answer(status=500, body=b"<html>", media_type="text/html"))
+    assert cli.run(["submit", "--prompt", "x"]) == cli.FAILED
+    assert capsys.readouterr().err == "genfleet: Internal Server Error\n"
+
+
+# --- the end of a job ------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_job_is_a_failure_with_its_reason(
+    gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = moved(1, "failed", reason="run_timeout", error={"reason": "run_timeout", "message": "ran for 5 s"})
+    gateway.on(f"GET /v1/jobs/{JOB}/events", stream(moved(0, "queued"), end))
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**FAILED))
+    assert cli.run(["watch", JOB]) == cli.FAILED
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"job {JOB} failed: run timeout: ran for 5 s" in said.err.replace("\n", " ")
+
+
+def test_a_cancelled_job_is_a_failure(gateway: ScriptedGateway) -> None:
+    gateway.on(f"GET /v1/jobs/{JOB}/events", stream(moved(0, "queued"), moved(1, "cancelled")))
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**{**QUEUED, "state": "cancelled"}))
+    assert cli.run(["watch", JOB]) == cli.FAILED
+
+
+def test_watch_tells_where_the_result_is(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    succeeding(gateway)
+    assert cli.run(["watch", JOB]) == cli.OK
+    assert capsys.readouterr().out == f"{gateway.url}/v1/jobs/{JOB}/outputs/0\n"
+
+
+def test_a_damaged_result_is_not_saved(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.on(f"GET /v1/jobs/{JOB}/events", stream(*WHOLE))
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**SUCCEEDED))
+    gateway.on(f"GET /v1/jobs/{JOB}/outputs/0", Answer(body=VIDEO[:-1]))
+    assert cli.run(["watch", JOB, "--output", "demo.mp4"]) == cli.UNREACHABLE
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def followed(gateway: ScriptedGateway, patience_s: float = 10.0) -> list[Event | Away]:
+    with Gateway(gateway.url) as there:
+        return list(follow(there, JOB, patience_s=patience_s))
+
+
+def states(events: list[Event | Away]) -> list[str]:
+    return [event.state.value for event in events if isinstance(event, Transition)]
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "ended"])
+def test_a_stream_that_ends_early_is_resumed_after_the_last_transition(gateway: ScriptedGateway, cut: bool) -> None:
+    succeeding(
+        gateway,
+        stream(*WHOLE[:4], cut=cut),
+        problem(503, "starting"),
+        stream(step(2), cut=cut),
+        stream(*WHOLE[5:]),
+    )
+    events = followed(gateway)
+    assert states(events) == ["queued", "assigned", "running", "succeeded"]
+    assert [event.step for event in events if isinstance(event, ProgressView)] == [1, 2]
+    resumed = [asked.headers.get("last-event-id") for asked in gateway.of(f"GET /v1/jobs/{JOB}/events")]
+    assert resumed == [None, "2", "2", "2"]
+
+
+def test_a_gateway_that_stays_away_is_given_up(gateway: ScriptedGateway) -> None:
+    succeeding(gateway, stream(*WHOLE[:3]), problem(503, "starting"))
+    with Gateway(gateway.url) as there:
+        events = follow(there, JOB, patience_s=3.0)
+        seen = [next(events) for _ in range(4)]
+        with pytest.raises(Unreachable, match="starting"):
+            seen.extend(events)
+    assert states(seen) == ["queued", "assigned", "running"]
+    assert any(isinstance(event, Away) for event in seen)
+
+
+def test_a_stream_that_only_ever_ends_is_given_up(gateway: ScriptedGateway) -> None:
+    succeeding(gateway, stream(*WHOLE[:3]), stream())
+    with pytest.raises(Unreachable, match="ended the stream"):
+        followed(gateway, patience_s=3.0)
+
+
+def test_an_unknown_job_is_refused_at_once(gateway: ScriptedGateway) -> None:
+    gateway.on(f"GET /v1/jobs/{JOB}/events", problem(404, "no such job"))
+    with pytest.raises(Refused, match="no such job"):
+        followed(gateway)
+    assert cli.run(["watch", JOB]) == cli.FAILED
+    assert cli.run(["watch", "../../etc"]) == cli.FAILED
+    assert gateway.asked[-1].path == "/v1/jobs/..%2F..%2Fetc/events"
+
+
+def test_with_nobody_there_the_exit_code_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("GENFLEET_URL", f"http://127.0.0.1:{port}")
+    for arguments in (["submit", "--prompt", "x"], ["watch", JOB], ["cancel", JOB], ["jobs"]):
+        assert cli.run(arguments) == cli.UNREACHABLE
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert f"cannot reach the gateway at http://127.0.0.1:{port}" in said.err
+        assert "Traceback" not in said.err
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
+    gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeeding(gateway)
+
+    def interrupted(*args: object, **options: object) -> State:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "show", interrupted)
+    assert cli.run(["submit", "--prompt", "x", "--watch"]) == cli.LEFT
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"genfleet watch {JOB}" in said
+    assert f"genfleet cancel {JOB}" in said
+    assert gateway.of(f"POST /v1/jobs/{JOB}/cancel") == []
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_a_bar_with_stage_step_and_time_left() -> None:
+    console = Console(force_terminal=True, width=100, record=True, legacy_windows=False)
+    shown: list[str] = []
+
+    def each() -> Iterator[Event | Away]:
+        yield Transition(index=2, state=State.RUNNING)
+        for fraction, step_now in ((0.5, 3), (0.6, 4)):
+            yield ProgressView(epoch=1, stage="denoise", step=step_now, total_steps=8, eta_s=12.4, fraction=fraction)
+            console.print("after", step_now)  # has the live bar drawn, with what it shows now
+            shown.append(console.export_text())
+        yield Away("gone")
+        console.print("after that")
+        shown.append(console.export_text())
+        yield Transition(index=3, state=State.SUCCEEDED)
+
+    assert show(each(), console, bar=True) is State.SUCCEEDED
+    assert "denoise" in shown[0]
+    assert "50%" in shown[0]
+    assert "step 3/8, 12 s left" in shown[0]
+    assert "step 4/8, 12 s left" in shown[1]
+    assert "the gateway is away, trying again" in shown[2]
+    assert "succeeded" in console.export_text().splitlines()[-1]
+
+
+def test_elsewhere_a_line_is_printed_per_change(capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[Event | Away] = [
+        Transition(index=0, state=State.QUEUED, reason="worker_lost"),
+        Transition(index=2, state=State.RUNNING),
+        ProgressView(epoch=1, stage="encode_text", fraction=0.1),
+        ProgressView(epoch=1, stage="denoise", step=1, total_steps=8, eta_s=12.4, fraction=0.2),
+        ProgressView(epoch=1, stage="denoise", step=2, total_steps=8, eta_s=11, fraction=0.3),
+        Away("the gateway is away"),
+        Transition(index=3, state=State.FAILED),
+    ]
+    assert show(iter(events), Console(), bar=True) is State.FAILED
+    assert capsys.readouterr().out.splitlines() == [
+        "queued (worker lost)",
+        "running",
+        "  encode text",
+        "  denoise step 1/8, 12 s left",
+        "  the gateway is away; trying again",
+        "failed",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (75, "75 s"), (720, "12 min")])
+def test_durations_read_well(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_prints_what_became_of_it(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.on(f"POST /v1/jobs/{JOB}/cancel", view(202, **{**QUEUED, "state": "cancelling"}))
+    assert cli.run(["cancel", JOB]) == cli.OK
+    assert capsys.readouterr().out == f"{JOB}  cancelling\n"
+
+
+def test_jobs_are_a_table(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    running = {**QUEUED, "state": "running", "progress": {"stage": "denoise", "fraction": 0.5}}
+    waiting = {**QUEUED, "queue": {"position": 3, "eta_s": 9, "why": "jobs_ahead"}}
+    gateway.on("GET /v1/jobs", view(data=[running, waiting, FAILED, SUCCEEDED], next=None))
+    assert cli.run(["jobs", "--state", "running", "--limit", "4"]) == cli.OK
+    assert gateway.asked[-1].query == "limit=4&state=running"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert "denoise 50%" in lines[1]
+    assert "position 3 (jobs ahead)" in lines[2]
+    assert "run_timeout" in lines[3]
+    assert "2.5 s" in lines[4]
+
+
+def test_the_version_is_told_with_and_without_a_gateway(
+    gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.on("GET /version", view(name="genfleet", version="9.9.9"))
+    assert cli.run(["version"]) == cli.OK
+    assert "9.9.9" in capsys.readouterr().out
+    gateway.answers["GET /version"].clear()
+    gateway.on("GET /version", problem(503, "starting"))
+    assert cli.run(["version"]) == cli.OK
+    assert "not there" in capsys.readouterr().out
+
+
+def test_a_pool_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text('model = "wan-demo"\nwidth = 2\n')
+    bad.write_text('model = "wan-demo"\nwidht = 2\n')
+    assert cli.run(["pool", "check", str(good)]) == cli.OK
+    assert "fine" in capsys.readouterr().out
+    assert cli.run(["pool", "check", str(bad)]) == cli.USAGE
+    assert "widht" in capsys.readouterr().err
+    assert cli.run(["pool", "check", str(tmp_path / "none.toml")]) == cli.USAGE
+
+
+def test_the_schema_of_pool_files_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["pool", "schema"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["$ref"] == "#/$defs/Pool"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit"],
+        ["submit", "--prompt", "x", "--sedd", "1"],
+        ["submit", "--prompt", "x", "--seed", "one"],
+        ["submit", "--prompt", "x", "--image", "nowhere.jpg"],
+        ["nonsense"],
+        ["jobs", "--state", "sleeping"],
+        ["up", "--port", "70000"],
+        ["up", "--device", "tpu"],
+        ["worker"],
+    ],
+)
+def test_a_wrong_call_is_told_so(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GENFLEET_POOL", raising=False)
+    assert cli.run(arguments) == cli.USAGE
+    said = capsys.readouterr()
+    assert said.err
+    assert "Traceback" not in said.err
+
+
+def test_an_unknown_setting_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENFLEET_PROT", "1")
+    assert cli.run(["jobs"]) == cli.USAGE
+    assert "GENFLEET_PROT" in capsys.readouterr().err
