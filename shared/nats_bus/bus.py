@@ -163,6 +163,8 @@ class NatsBus:
         await self._probe(self.connection())
 
     def contact_s(self) -> float:
+        if self._connection is None or self._connection.lost:
+            return 0.0
         now = self._clock.monotonic()
         if self._since is None or now - self._confirmed > CONTACT_GAP_S:
             return 0.0

@@ -197,13 +197,13 @@ class MemoryBucket:
         check_key(key)
         await asyncio.sleep(0)
         await self._bus.reach()
-        self._stream().last.pop(key, None)
+        self._stream().forget(key)
 
     async def usage(self) -> tuple[int, int]:
         await asyncio.sleep(0)
         await self._bus.reach()
         stream = self._stream()
-        return len(stream.last), stream.size()
+        return len(stream.last), stream.bytes
 
     def follow(self, keys: str = ">", after: int | None = None) -> AsyncIterator[Batch]:
         check_filter(keys)
