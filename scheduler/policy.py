@@ -67,7 +67,8 @@ _NOT_SERVING = {
 
 
 def offers(wish: Wish, layouts: tuple[Layout, ...]) -> bool:
-    """Whether one of the layouts is what the wish asks for; a wish that leaves all open takes any worker."""
+    """Whether one of the layouts is what the wish asks for. A wish that leaves all open takes any worker, and a worker
+    that names no layouts any wish: the dummy engine has none to choose from."""
     want = wish.parallel
     asked = (
         (want.cfg_size, "cfg"),
@@ -77,7 +78,11 @@ def offers(wish: Wish, layouts: tuple[Layout, ...]) -> bool:
         (want.t5_fsdp, "t5_fsdp"),
     )
     pinned = [(value, name) for value, name in asked if value is not None]
-    return not pinned or any(all(getattr(layout, name) == value for value, name in pinned) for layout in layouts)
+    return (
+        not pinned
+        or not layouts
+        or any(all(getattr(layout, name) == value for value, name in pinned) for layout in layouts)
+    )
 
 
 def fit(wish: Wish, state: WorkerState, models: tuple[str, ...], layouts: tuple[Layout, ...]) -> Why:

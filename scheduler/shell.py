@@ -65,8 +65,11 @@ from shared.messages import (
     Assign,
     AssignReply,
     CancelOrder,
+    Failed,
     JobRecord,
+    Reason,
     Result,
+    State,
     WorkerLease,
     decode,
     encode,
@@ -456,7 +459,7 @@ class Scheduler:
         if found is not None and found.value is not None:
             seen = self._summaries.of_entry(found, 0.0)
             here = (seen.epoch, seen.worker, seen.incarnation) == (command.epoch, command.worker, command.incarnation)
-            rightful = here and seen.state in ACTIVE and seen.state.value != "cancelling"
+            rightful = here and seen.state in ACTIVE and seen.state is not State.CANCELLING
             if rightful or seen.epoch < command.epoch:
                 self._see_job(found, live=True)
                 return
@@ -501,6 +504,10 @@ def _moved(record: JobRecord, command: WriteRecord, stamp: Stamp) -> JobRecord:
             return fail(record, reason, message, stamp)
         case FoldIn(result=result):
             folded = fold(record, result.epoch, result.outcome, result.ran_s, stamp)
+            if folded is not None and len(encode(folded)) > JOBS.max_value:
+                # It would never fit, and the job never end.
+                failed = Failed(reason=Reason.ENGINE_ERROR, message="the worker's result is too large", final=True)
+                folded = fold(record, result.epoch, failed, result.ran_s, stamp)
             if folded is None:
                 raise IllegalTransition("the result no longer counts")
             return folded

@@ -240,7 +240,9 @@ class CoreState:
         self.jobs[job.id] = job
         self.counts[job.state] += 1
         if job.active and job.worker is not None:
-            self._home(job.worker).jobs.add(job.id)
+            worker = self._home(job.worker)
+            worker.jobs.add(job.id)
+            self.refresh(worker)
 
     def forget(self, job: Job) -> None:
         """The job has ended or is gone."""

@@ -60,6 +60,10 @@ MAX_TRANSITIONS = 64
 #: Returns to the queue that were nobody's fault, before a job is given up.
 MAX_SETBACKS = 50
 
+#: Bounds on what a worker can make a record say: 64 entries with such reasons must fit beside the request.
+MAX_REASON = 64
+MAX_MESSAGE = 2000
+
 
 class IllegalTransition(GenfleetError):
     """The record cannot make that move from where it is."""
@@ -102,7 +106,7 @@ def _move(record: JobRecord, to: State, stamp: Stamp, reason: str | None, epoch:
         by=stamp.by,
         at=stamp.at,
         age_s=age,
-        reason=reason,
+        reason=None if reason is None else reason[:MAX_REASON],
     )
     log = (*record.transitions, entry)
     if len(log) > MAX_TRANSITIONS:
@@ -119,7 +123,7 @@ def assign(record: JobRecord, worker: str, incarnation: str, stamp: Stamp) -> Jo
 def run(record: JobRecord, stamp: Stamp) -> JobRecord:
     """assigned → running: the worker accepted."""
     moved = _move(record, State.RUNNING, stamp, None)
-    return replace(moved, waited_s=moved.age_s)
+    return replace(moved, waited_s=moved.age_s if record.waited_s is None else record.waited_s)
 
 
 def requeue(record: JobRecord, reason: str, message: str, stamp: Stamp, *, attempt: bool) -> JobRecord:
@@ -131,6 +135,8 @@ def requeue(record: JobRecord, reason: str, message: str, stamp: Stamp, *, attem
     """
     if record.state is State.CANCELLING:
         return _move(record, State.CANCELLED, stamp, reason)
+    if State.QUEUED not in EDGES[record.state]:
+        raise IllegalTransition(f"{record.state} to {State.QUEUED}")
     counted = replace(
         record,
         attempts=record.attempts + attempt,
@@ -159,7 +165,7 @@ def requeue(record: JobRecord, reason: str, message: str, stamp: Stamp, *, attem
 def fail(record: JobRecord, reason: str, message: str, stamp: Stamp) -> JobRecord:
     """queued, assigned or running → failed, for good."""
     moved = _move(record, State.FAILED, stamp, reason)
-    return replace(moved, failure=Failure(reason=reason, message=message))
+    return replace(moved, failure=Failure(reason=reason[:MAX_REASON], message=message[:MAX_MESSAGE]))
 
 
 def cancel(record: JobRecord, stamp: Stamp) -> JobRecord:

@@ -11,7 +11,7 @@ from scheduler.invariants import check
 from scheduler.policy import Times
 from scheduler.shell import Scheduler
 from shared.lifecycle import Stamp, born, cancel
-from shared.messages import JobRecord, JobRequest, Layout, Outcome, State, decode, encode
+from shared.messages import CancelOrder, JobRecord, JobRequest, Layout, Outcome, State, decode, encode
 from shared.settings import Settings
 from shared.topology import JOBS, RESULTS, cancel_key, nudge_subject
 from tests.support.clock import FakeClock, settle
@@ -93,7 +93,7 @@ class Room:
         self._count += 1
         name = job or f"job-{self._count}"
         record = JobRecord(id=name, request=REQUEST, payload_hash="", created_at=0.0)
-        record = born(replace(record, **fields), Stamp(by="gateway-1", at=0.0))  # type: ignore[arg-type]
+        record = born(replace(record, **fields), Stamp(by="gateway-1", at=0.0))
         await self.jobs.create(name, encode(record))
         await settle()
         return name
@@ -110,8 +110,6 @@ class Room:
             await self.jobs.update(job, encode(wanted), entry.revision)
             if order and wanted.worker is not None and wanted.incarnation is not None:
                 key = cancel_key(wanted.worker, wanted.incarnation, job, wanted.epoch)
-                from shared.messages import CancelOrder
-
                 await self.bus.bucket("orders").put(key, encode(CancelOrder(job=job, epoch=wanted.epoch)))
                 await self.bus.publish(nudge_subject(wanted.worker, wanted.incarnation), b"")
             await settle()
