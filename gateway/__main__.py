@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 import uvloop
@@ -30,6 +33,20 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._gateway: Gateway = app.state.gateway
         self._url = url
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ends in good order on a signal: uvicorn's own would raise the signal again afterwards, and the process would
+        die of it before the bus is closed."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -78,7 +95,7 @@ def main() -> None:
         sys.exit(f"gateway: {error}")
     except OSError as error:
         sys.exit(f"gateway: cannot listen: {error}")
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:  # before the server takes signals
         sys.exit(130)
 
 

@@ -13,29 +13,24 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-import msgspec
-
+from gateway.broker_clock import BrokerClock
+from gateway.entries import decoded
+from gateway.fleet import Fleet, mean_step_s
 from gateway.index import MAX_LOOKED_AT, Filters, JobIndex, Place, QueueIndex
 from gateway.problems import gone, not_found
-from gateway.resolve import Offer, fits
+from gateway.resolve import fits
 from gateway.schema import JobView, QueueView
-from gateway.streams import Streams
+from gateway.streams import Now, Streams
 from gateway.views import concerns, job_view
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.messages import (
     TERMINAL,
     JobRecord,
-    Layout,
-    ModelCard,
     Parallel,
     Progress,
     State,
-    WorkerLease,
-    WorkerState,
-    decode,
 )
 from shared.settings import Settings
 from shared.telemetry import log
@@ -45,8 +40,6 @@ _LOG = log(__name__)
 
 #: Deleted jobs that are remembered, so that a read that was under way cannot bring one back.
 _REMEMBERED_DELETIONS = 10_000
-#: A worker that has not renewed its lease for so long is forgotten.
-_FORGET_WORKER_S = 60.0
 #: How often watchers of queued jobs hear of their place.
 _QUEUE_PERIOD_S = 1.0
 _FOLLOW_AGAIN_S = 1.0
@@ -61,51 +54,6 @@ class Known:
     timestamp: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A lease, and when it was last renewed on this process's monotonic clock."""
-
-    lease: WorkerLease
-    at: float
-
-
-class BrokerClock:
-    """What time the broker's clock shows, without asking it.
-
-    An entry that arrives carries the broker's time of its write, which lies before the arrival: broker time minus own
-    monotonic time is therefore at least ``timestamp - arrival``, and the quickest delivery comes closest. So the
-    largest such difference is kept. It is forgotten after two windows without renewal, so that a broker whose clock
-    was set back is not believed to be in the future for ever; leases arrive every few seconds and keep it exact.
-    """
-
-    WINDOW_S = 60.0
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._ahead: float | None = None
-        self._before: float | None = None
-        self._since = clock.monotonic()
-
-    def saw(self, timestamp: float) -> None:
-        """An entry with that timestamp has just arrived."""
-        now = self._clock.monotonic()
-        ahead = timestamp - now
-        if now - self._since > self.WINDOW_S:
-            self._before, self._ahead, self._since = self._ahead, None, now
-        if self._ahead is None or ahead > self._ahead:
-            self._ahead = ahead
-
-    def now(self) -> float | None:
-        """The broker's time; None if nothing has been heard of it."""
-        known = [ahead for ahead in (self._ahead, self._before) if ahead is not None]
-        return self._clock.monotonic() + max(known) if known else None
-
-    def since(self, timestamp: float | None) -> float:
-        """Seconds by the broker's clock since that time; 0 if nothing is known."""
-        now = self.now()
-        return 0.0 if now is None or timestamp is None else max(0.0, now - timestamp)
-
-
 class Live:
     """The view. ``start`` its followers, ``stop`` them."""
 
@@ -114,14 +62,13 @@ class Live:
         self._settings = settings
         self._clock = clock
         self.broker_clock = BrokerClock(clock)
+        self.fleet = Fleet(bus, clock, self.broker_clock)
         self.streams = Streams()
         self.index = JobIndex()
         self.queue = QueueIndex()
-        self.models: dict[str, ModelCard] = {}
         self._jobs: dict[str, Known] = {}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._progress: dict[str, Progress] = {}
-        self._leases: dict[str, Seen] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._caught_up: set[str] = set()
 
@@ -130,8 +77,8 @@ class Live:
     def start(self) -> None:
         """Begin to follow."""
         buckets: tuple[tuple[str, Callable[[Batch], None]], ...] = (
-            (MODELS.name, self._on_models),
-            (WORKERS.name, self._on_workers),
+            (MODELS.name, self.fleet.on_models),
+            (WORKERS.name, self.fleet.on_workers),
             (PROGRESS.name, self._on_progress),
             (JOBS.name, self._on_jobs),
         )
@@ -191,14 +138,12 @@ class Live:
                     feed.gone()
 
     def _on_progress(self, batch: Batch) -> None:
-        if batch.reset:
-            self._progress.clear()
         for entry in batch.entries:
             self.broker_clock.saw(entry.timestamp)
             if entry.value is None:
                 self._progress.pop(entry.key, None)
                 continue
-            progress = _decoded(entry, Progress)
+            progress = decoded(entry, Progress)
             if progress is None:
                 continue
             known = self._jobs.get(entry.key)
@@ -209,27 +154,6 @@ class Live:
             if feed is not None and concerns(progress, feed.record):
                 feed.progressed(progress)
 
-    def _on_workers(self, batch: Batch) -> None:
-        if batch.reset:
-            self._leases.clear()
-        for entry in batch.entries:
-            self.broker_clock.saw(entry.timestamp)
-            lease = _decoded(entry, WorkerLease)
-            if lease is None:
-                self._leases.pop(entry.key, None)
-                continue
-            self._leases[entry.key] = Seen(lease, self._clock.monotonic() - self.broker_clock.since(entry.timestamp))
-
-    def _on_models(self, batch: Batch) -> None:
-        if batch.reset:
-            self.models.clear()
-        for entry in batch.entries:
-            card = _decoded(entry, ModelCard)
-            if card is not None:
-                self.models[card.name] = card
-            else:
-                self.models.pop(entry.key.replace("=", "."), None)
-
     def take(self, entry: Entry) -> None:
         """A job's entry, from the follower or read: known from now on, unless something newer is."""
         known = self._jobs.get(entry.key)
@@ -239,7 +163,7 @@ class Live:
             if entry.value is None:
                 self._delete(entry.key, entry.revision)
                 return
-            record = _decoded(entry, JobRecord)
+            record = decoded(entry, JobRecord)
             if record is not None:
                 self._put(Known(record, entry.revision, entry.timestamp))
 
@@ -333,6 +257,15 @@ class Live:
         queue = self.place(record) if record.state is State.QUEUED else None
         return job_view(record, self._progress.get(record.id), queue)
 
+    def now(self, job: str) -> Now | None:
+        """The job as streams begin with it; None if it is gone."""
+        known = self._jobs.get(job)
+        if known is None:
+            return None
+        record = known.record
+        queue = self.place(record) if record.state is State.QUEUED else None
+        return Now(record, self.progress_of(record), queue)
+
     def progress_of(self, record: JobRecord) -> Progress | None:
         """How far the job's present attempt is."""
         progress = self._progress.get(record.id)
@@ -358,48 +291,6 @@ class Live:
         more = last is not None and next(self.index.newest(tenant, filters, last), None) is not None
         return found, last if more else None
 
-    # --- workers -----------------------------------------------------------------------------------------------------
-
-    def workers(self) -> list[tuple[WorkerLease, str, float]]:
-        """Leases, each with the worker's state as seen from here and the seconds since it was renewed.
-
-        Silence is counted only while there is contact with the bus: a broker restart loses no worker.
-        """
-        now = self._clock.monotonic()
-        contact = self._bus.contact_s()
-        seen = []
-        for name, (lease, at) in sorted((name, (seen.lease, seen.at)) for name, seen in self._leases.items()):
-            silent = now - at
-            heard_out = min(silent, contact)
-            if heard_out > _FORGET_WORKER_S:
-                del self._leases[name]
-                continue
-            state = "lost" if heard_out > 2 * lease.lease_s else str(lease.state)
-            seen.append((lease, state, silent))
-        return seen
-
-    def serving(self, model: str) -> list[WorkerLease]:
-        """Leases of the workers that serve the model now."""
-        up = (WorkerState.IDLE, WorkerState.BUSY)
-        return [lease for lease, state, _ in self.workers() if model in lease.models and state in up]
-
-    def offers(self, model: str) -> list[Offer]:
-        """The layouts that are on offer for the model."""
-        return [
-            Offer(layout=layout, full_width=lease.full_width)
-            for lease in self.serving(model)
-            for layout in lease.layouts
-        ]
-
-    def layouts(self, model: str) -> tuple[Layout, ...]:
-        """The same, each once."""
-        return tuple(dict.fromkeys(offer.layout for offer in self.offers(model)))
-
-    def step_s(self, model: str) -> float | None:
-        """Measured seconds per denoising step, over the workers that serve the model."""
-        measured = [lease.step_s[model] for lease in self.serving(model) if model in lease.step_s]
-        return sum(measured) / len(measured) if measured else None
-
     def place(self, record: JobRecord) -> QueueView:
         """A queued job's place among those of its model, and when a worker may take it.
 
@@ -408,42 +299,29 @@ class Live:
         """
         model = record.request.model
         ahead = self.queue.ahead(record)
-        serving = self.serving(model)
-        step_s = self.step_s(model)
+        serving = self.fleet.serving(model)
         asked = record.request.parallel
         why = "next" if ahead == 0 else "jobs_ahead"
         if not serving:
-            starting = any(s == WorkerState.STARTING for lease, s, _ in self.workers() if model in lease.models)
-            why = "worker_starting" if starting else "no_worker"
-        elif asked != Parallel() and not any(fits(asked, offer.layout) for offer in self.offers(model)):
+            why = "worker_starting" if self.fleet.starting(model) else "no_worker"
+        elif asked != Parallel() and not any(fits(asked, layout) for lease in serving for layout in lease.layouts):
             why = "layout_unavailable"
-        eta_s = None
-        if why in ("next", "jobs_ahead"):
-            executing = self.queue.executing(model)
-            slots = max(1, sum(lease.capacity for lease in serving))
-            if ahead == 0 and len(executing) < slots:
-                eta_s = 0.0
-            elif step_s is not None:
-                running = sum(self._remaining(busy, step_s) for busy in executing)
-                eta_s = round((running + ahead * step_s * self.queue.mean_steps(model)) / slots, 1)
+        eta_s = self._eta_s(model, ahead, serving) if why in ("next", "jobs_ahead") else None
         return QueueView(position=ahead + 1, eta_s=eta_s, why=why)
+
+    def _eta_s(self, model: str, ahead: int, serving: list[WorkerLease]) -> float | None:
+        executing = self.queue.executing(model)
+        slots = max(1, sum(lease.capacity for lease in serving))
+        if ahead == 0 and len(executing) < slots:
+            return 0.0
+        step_s = mean_step_s(model, serving)
+        if step_s is None:
+            return None
+        running = sum(self._remaining(busy, step_s) for busy in executing)
+        return round((running + ahead * step_s * self.queue.mean_steps(model)) / slots, 1)
 
     def _remaining(self, record: JobRecord, step_s: float) -> float:
         progress = self.progress_of(record)
         if progress is not None and progress.eta_s is not None:
             return progress.eta_s
         return record.request.steps * record.request.n * step_s
-
-
-T = TypeVar("T")
-
-
-def _decoded(entry: Entry, kind: type[T]) -> T | None:
-    """The entry's message; None for a marker, and for what no version of this program wrote."""
-    if entry.value is None:
-        return None
-    try:
-        return decode(entry.value, kind)
-    except msgspec.MsgspecError as error:
-        _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
-        return None

@@ -79,7 +79,7 @@ class _Fleet(Collector):
             queue.add_metric([str(priority)], live.queue.priorities[priority])
         yield queue
         workers = GaugeMetricFamily("genfleet_workers", "Workers, by state.", labels=["state"])
-        states = [state for _, state, _ in live.workers()]
+        states = [state for _, state, _ in live.fleet.workers()]
         for word in sorted(set(states)):
             workers.add_metric([word], states.count(word))
         yield workers

@@ -9,12 +9,12 @@ encoded once per job, not per client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from gateway.schema import QueueView
 from gateway.views import progress_event, queue_event, transition_event
-from shared.messages import TERMINAL, JobRecord, Progress
+from shared.messages import TERMINAL, JobRecord, Progress, State
 
 HEARTBEAT = b": alive\n\n"
 #: Clients wait that many milliseconds before they connect again.
@@ -31,6 +31,15 @@ class Subscriber:
     progress: bytes | None = None
     queue: bytes | None = None
     heartbeat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """A job as it is at this moment; ``progress`` and ``queue`` only where they say something."""
+
+    record: JobRecord
+    progress: Progress | None
+    queue: QueueView | None
 
 
 class Feed:
@@ -111,22 +120,27 @@ class Streams:
             for subscriber in feed.subscribers:
                 subscriber.wake.set()
 
-    async def events(
-        self, record: JobRecord, progress: Progress | None, queue: QueueView | None, next_index: int
-    ) -> AsyncIterator[bytes]:
-        """The job's events from transition ``next_index`` on, to the terminal one."""
-        feed = self.feeds.get(record.id)
+    async def events(self, job: str, look: Callable[[], Now | None], next_index: int) -> AsyncIterator[bytes]:
+        """The job's events from transition ``next_index`` on, to the terminal one.
+
+        Args:
+            look: the job's present state, None if it is gone. Asked when the stream begins to flow, which is later
+                than the request was answered: what happened in between must not be missed.
+        """
+        yield _RETRY
+        now = look()
+        if now is None:
+            yield _DELETED
+            return
+        feed = self.feeds.get(job)
         if feed is None:
-            feed = self.feeds[record.id] = Feed(record)
+            feed = self.feeds[job] = Feed(now.record)
         subscriber = Subscriber(next_index)
-        if progress is not None:
-            subscriber.progress = progress_event(progress)
-        if queue is not None:
-            subscriber.queue = queue_event(queue)
+        subscriber.progress = None if now.progress is None else progress_event(now.progress)
+        subscriber.queue = None if now.queue is None else queue_event(now.queue)
         feed.subscribers.add(subscriber)
         self.clients += 1
         try:
-            yield _RETRY
             while not self._closing:
                 # The record first: no progress is told after the end, and none of an attempt before its assignment.
                 record = feed.record
@@ -134,7 +148,7 @@ class Streams:
                 if record.state in TERMINAL or feed.deleted:
                     yield events if record.state in TERMINAL else events + _DELETED
                     return
-                if subscriber.queue is not None:
+                if subscriber.queue is not None and record.state is State.QUEUED:
                     events += subscriber.queue
                 if subscriber.progress is not None:
                     events += subscriber.progress
@@ -150,5 +164,5 @@ class Streams:
         finally:
             self.clients -= 1
             feed.subscribers.discard(subscriber)
-            if not feed.subscribers and self.feeds.get(record.id) is feed:
-                del self.feeds[record.id]
+            if not feed.subscribers and self.feeds.get(job) is feed:
+                del self.feeds[job]

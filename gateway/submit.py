@@ -149,7 +149,7 @@ class Submissions:
     def _record(self, job: str, tenant: str, body: SubmitBody, inputs: dict[str, Input], digest: str) -> JobRecord:
         name, card = self._card(job, body.model)
         settings = self._settings
-        request = resolve(body, card, inputs, self._live.offers(name), secrets.randbelow(2**31), name)
+        request = resolve(body, card, inputs, self._live.fleet.offers(name), secrets.randbelow(2**31), name)
         now = self._clock.wall()
         record = born(
             JobRecord(
@@ -172,7 +172,7 @@ class Submissions:
 
     def _card(self, job: str, model: str | None) -> tuple[str, ModelCard]:
         """The name and card of the model that is meant."""
-        cards = self._live.models
+        cards = self._live.fleet.models
         if not self._live.caught_up:
             raise bus_down(job)
         name = model or self._settings.default_model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from litestar import get
 from litestar.response import Stream
 
@@ -9,7 +11,6 @@ from gateway import ids
 from gateway.auth import tenant_of
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem
-from shared.messages import State
 
 #: Proxies must neither keep nor collect what is sent.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -21,11 +22,9 @@ async def events(request: AnyRequest, job_id: str) -> Stream:
     live = gateway_of(request).live
     job = ids.parse(job_id)
     next_index = _next_index(request.headers.get("last-event-id"))
-    known = await live.find(job, tenant_of(request))
-    record = known.record
-    queue = live.place(record) if record.state is State.QUEUED else None
+    await live.find(job, tenant_of(request))
     return Stream(
-        live.streams.events(record, live.progress_of(record), queue, next_index),
+        live.streams.events(job, partial(live.now, job), next_index),
         media_type="text/event-stream",
         headers=_HEADERS,
     )

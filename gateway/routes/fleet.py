@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import get
 from litestar.response import Response
 
+from gateway.fleet import mean_step_s
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.schema import ModelList, QueueTotals, WorkerList
 from gateway.views import model_view, worker_view
@@ -14,10 +15,10 @@ from shared.messages import TERMINAL
 @get("/v1/models")
 async def models(request: AnyRequest) -> Response[bytes]:
     """Every model that a pool has announced."""
-    live = gateway_of(request).live
+    fleet = gateway_of(request).live.fleet
     views = tuple(
-        model_view(card, len(live.serving(name)), live.layouts(name), live.step_s(name))
-        for name, card in sorted(live.models.items())
+        model_view(card, len(serving), fleet.layouts(name), mean_step_s(name, serving))
+        for name, card, serving in ((n, c, fleet.serving(n)) for n, c in sorted(fleet.models.items()))
     )
     return answer(ModelList(data=views))
 
@@ -26,7 +27,7 @@ async def models(request: AnyRequest) -> Response[bytes]:
 async def workers(request: AnyRequest) -> Response[bytes]:
     """Every worker heard of."""
     live = gateway_of(request).live
-    return answer(WorkerList(data=tuple(worker_view(lease, state, at) for lease, state, at in live.workers())))
+    return answer(WorkerList(data=tuple(worker_view(lease, state, at) for lease, state, at in live.fleet.workers())))
 
 
 @get("/v1/queue")

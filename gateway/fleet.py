@@ -1,0 +1,121 @@
+"""The workers and models that a gateway has heard of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from gateway.broker_clock import BrokerClock
+from gateway.entries import decoded
+from gateway.resolve import Offer
+from shared.bus import Batch, Bus
+from shared.clock import Clock
+from shared.messages import Layout, ModelCard, WorkerLease, WorkerState
+
+#: A worker that has not renewed its lease for so long is forgotten.
+_FORGET_WORKER_S = 60.0
+#: The state of one that has been silent for two lease times; the other states are its own words.
+LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A lease, and when it was last renewed on this process's monotonic clock."""
+
+    lease: WorkerLease
+    at: float
+
+
+class Fleet:
+    """Filled by the followers of the buckets ``workers`` and ``models``.
+
+    A broker restart empties ``workers`` (it is in memory), but no worker is gone because of that: leases end by
+    silence alone, and silence counts only while there is contact with the bus.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock, broker_clock: BrokerClock) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._broker_clock = broker_clock
+        self.models: dict[str, ModelCard] = {}
+        self._leases: dict[str, Seen] = {}
+        self._by_model: dict[str, set[str]] = defaultdict(set)
+
+    def on_workers(self, batch: Batch) -> None:
+        """Leases, from the follower."""
+        for entry in batch.entries:
+            self._broker_clock.saw(entry.timestamp)
+            self._forget(entry.key)
+            lease = decoded(entry, WorkerLease)
+            if lease is not None:
+                renewed = self._clock.monotonic() - self._broker_clock.since(entry.timestamp)
+                self._leases[entry.key] = Seen(lease, renewed)
+                for model in lease.models:
+                    self._by_model[model].add(entry.key)
+
+    def on_models(self, batch: Batch) -> None:
+        """Model cards, from the follower."""
+        if batch.reset:
+            self.models.clear()
+        for entry in batch.entries:
+            card = decoded(entry, ModelCard)
+            if card is not None:
+                self.models[card.name] = card
+            else:
+                self.models.pop(entry.key.replace("=", "."), None)
+
+    def workers(self) -> list[tuple[WorkerLease, str, float]]:
+        """All leases by worker, each with the worker's state as seen from here and the seconds since it was renewed."""
+        for name, seen in list(self._leases.items()):
+            if self._silence(seen) > _FORGET_WORKER_S:
+                self._forget(name)
+        now = self._clock.monotonic()
+        return [(seen.lease, self._state(seen), now - seen.at) for _, seen in sorted(self._leases.items(), key=_name)]
+
+    def serving(self, model: str) -> list[WorkerLease]:
+        """Leases of the workers that serve the model now."""
+        up = (WorkerState.IDLE, WorkerState.BUSY)
+        found = (self._leases[name] for name in self._by_model.get(model, ()))
+        return [seen.lease for seen in found if self._state(seen) in up]
+
+    def starting(self, model: str) -> bool:
+        """Whether some worker is about to serve the model, or one is starting that has not said what it serves."""
+        return any(
+            self._state(seen) == WorkerState.STARTING and (not seen.lease.models or model in seen.lease.models)
+            for seen in self._leases.values()
+        )
+
+    def offers(self, model: str) -> list[Offer]:
+        """The layouts that are on offer for the model."""
+        return [
+            Offer(layout=layout, full_width=lease.full_width)
+            for lease in self.serving(model)
+            for layout in lease.layouts
+        ]
+
+    def layouts(self, model: str) -> tuple[Layout, ...]:
+        """The same, each once."""
+        return tuple(dict.fromkeys(offer.layout for offer in self.offers(model)))
+
+    def _silence(self, seen: Seen) -> float:
+        return min(self._clock.monotonic() - seen.at, self._bus.contact_s())
+
+    def _state(self, seen: Seen) -> str:
+        return LOST if self._silence(seen) > 2 * seen.lease.lease_s else str(seen.lease.state)
+
+    def _forget(self, name: str) -> None:
+        seen = self._leases.pop(name, None)
+        for model in seen.lease.models if seen else ():
+            self._by_model[model].discard(name)
+            if not self._by_model[model]:
+                del self._by_model[model]
+
+
+def mean_step_s(model: str, leases: list[WorkerLease]) -> float | None:
+    """Measured seconds per denoising step of the model, over these workers."""
+    measured = [lease.step_s[model] for lease in leases if model in lease.step_s]
+    return sum(measured) / len(measured) if measured else None
+
+
+def _name(item: tuple[str, Seen]) -> str:
+    return item[0]
