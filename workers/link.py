@@ -165,6 +165,8 @@ FromAgent = Run | Cancel | Quit
 
 # --- the wire ------------------------------------------------------------------------------------------------------
 
+#: What msgspec raises for bytes that are not the message, bad UTF-8 and deep nesting included.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.msgpack.Encoder()
 _from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
@@ -186,7 +188,7 @@ def unpack_from_rank(body: bytes) -> FromRank:
     """
     try:
         return _from_rank.decode(body)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise LinkError(str(error)) from error
 
 
@@ -198,7 +200,7 @@ def unpack_from_agent(body: bytes) -> FromAgent:
     """
     try:
         return _from_agent.decode(body)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise LinkError(str(error)) from error
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from shared.artifacts import Artifacts, open_store
 from shared.bus import Bus
 from shared.clock import Clock
@@ -174,9 +176,7 @@ class AgentHouse:
         """Write the record of a job that runs here, at that epoch."""
         record = JobRecord(id=job, request=a_request(), payload_hash="", created_at=0.0)
         stamp = Stamp(by="test", at=0.0)
-        record = born(record, stamp)
-        for _ in range(epoch - 1):
-            record = JobRecord(**{**_fields(record), "epoch": record.epoch + 1})
+        record = replace(born(record, stamp), epoch=epoch - 1)
         record = run(assign(record, WORKER, INCARNATION, stamp), stamp)
         await self.write(record)
         return record
@@ -230,10 +230,6 @@ class AgentHouse:
     async def files(self, prefix: str) -> list[str]:
         """The keys in the store below a prefix."""
         return sorted([stored.key async for stored in self.artifacts.list(prefix)])
-
-
-def _fields(record: JobRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
 def a_request(**changes: object) -> JobRequest:

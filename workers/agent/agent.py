@@ -19,8 +19,6 @@ import os
 import socket
 from pathlib import Path
 
-import msgspec
-
 from shared.artifacts import Artifacts
 from shared.bus import Bus, Subscription
 from shared.clock import Clock
@@ -29,11 +27,6 @@ from shared.messages import (
     Accepted,
     Assign,
     CannotServe,
-    Failed,
-    Held,
-    Outcome,
-    Reason,
-    Result,
     WorkerLease,
     WorkerState,
     decode,
@@ -41,23 +34,20 @@ from shared.messages import (
 )
 from shared.settings import Settings
 from shared.telemetry import about, log
-from shared.topology import PROGRESS, assign_subject, nudge_subject
+from shared.topology import assign_subject, nudge_subject
 from workers.agent.assignment import Accepts, Situation, answer
-from workers.agent.attempt import Attempt
 from workers.agent.group import Group, Phase
 from workers.agent.lease import LeaseKeeper, Superseded
 from workers.agent.metrics import AgentMetrics
-from workers.agent.orders import Orders, Stop
+from workers.agent.orders import UNREADABLE, Orders, Stop
 from workers.agent.process import Launcher
-from workers.agent.progress import ProgressRelay
 from workers.agent.race import first
 from workers.agent.results import Results
+from workers.agent.work import Work
 from workers.pool import Pool
 
 #: Seconds after which a lease that was not confirmed is tried again.
 RETRY_S = 0.5
-#: Weight of the newest step in the measured seconds per step.
-_NEWEST = 0.2
 
 _log = log(__name__)
 
@@ -91,29 +81,34 @@ class Agent:
             runtime_dir: a private folder for sockets and jobs' files.
         """
         self._bus = bus
-        self._artifacts = artifacts
         self._pool = pool
         self._settings = settings
         self._clock = clock
         self._worker = worker
         self.incarnation = incarnation
-        self._runtime_dir = runtime_dir
         self._metrics = metrics or AgentMetrics()
         self._group = Group(pool, launcher, clock, runtime_dir, self._change)
         self._lease = LeaseKeeper(bus)
         self._orders = Orders(bus, worker, incarnation)
         self._results = Results(bus, artifacts, clock)
         self._accepts = Accepts()
-        self._attempt: Attempt | None = None
-        self._step_s: dict[str, float] = {}
+        self._work = Work(
+            bus=bus,
+            artifacts=artifacts,
+            clock=clock,
+            group=self._group,
+            results=self._results,
+            metrics=self._metrics,
+            stop_grace_s=pool.limits.stop_grace_s,
+            work_dir=runtime_dir / "jobs",
+            changed=self._change,
+        )
         self._drain_ordered = False
         self._drain_begun = asyncio.Event()
         self._hand_back = asyncio.Event()
         self._leaving = asyncio.Event()
         self._changed = asyncio.Event()
         self._nudged = asyncio.Event()
-        self._free = asyncio.Event()
-        self._free.set()
         self._listening = False
         self._subscriptions: list[Subscription] = []
         self._tasks: asyncio.TaskGroup | None = None
@@ -142,7 +137,7 @@ class Agent:
                     )
                 ]
                 await self._leaving.wait()
-                await self._free.wait()
+                await self._work.free.wait()
                 self._group.quit()
                 await group
                 for service in services:
@@ -196,11 +191,10 @@ class Agent:
             return WorkerState.BROKEN
         if self._group.phase is not Phase.READY or not self._listening:
             return WorkerState.STARTING
-        return WorkerState.IDLE if self._attempt is None else WorkerState.BUSY
+        return WorkerState.IDLE if self._work.attempt is None else WorkerState.BUSY
 
     def _snapshot(self) -> WorkerLease:
-        group, attempt = self._group, self._attempt
-        held = () if attempt is None else (Held(job=attempt.assign.job, epoch=attempt.assign.epoch),)
+        group = self._group
         return WorkerLease(
             worker=self._worker,
             incarnation=self.incarnation,
@@ -215,10 +209,10 @@ class Agent:
             full_width=group.full_width,
             models=tuple(card.name for card in group.cards),
             layouts=group.layouts,
-            held=held,
+            held=self._work.held,
             loaded=group.loaded,
             detail=group.detail,
-            step_s=dict(self._step_s),
+            step_s=dict(self._work.step_s),
         )
 
     async def _renew(self) -> None:
@@ -253,7 +247,7 @@ class Agent:
                 if drain:
                     self._drain_begun.set()
                 self._change()
-            attempt = self._attempt
+            attempt = self._work.attempt
             if attempt is not None:
                 why = await self._orders.stop(attempt.assign.job, attempt.assign.epoch)
                 if why is not None:
@@ -264,14 +258,14 @@ class Agent:
         while True:
             await self._drain_begun.wait()
             self._drain_begun.clear()
-            attempt = self._attempt
+            attempt = self._work.attempt
             _log.info("draining", grace_s=self._settings.drain_grace_s, busy=attempt is not None)
             if attempt is None:
                 continue
             await first(
                 self._clock.sleep(self._settings.drain_grace_s),
                 self._wait(self._hand_back),
-                self._wait(self._free),
+                self._wait(self._work.free),
             )
             if self._draining:
                 attempt.stop(Stop.DRAIN)
@@ -286,20 +280,10 @@ class Agent:
     async def _assigned(self, payload: bytes) -> bytes:
         try:
             assign = decode(payload, Assign)
-        except msgspec.ValidationError as error:
+        except UNREADABLE as error:
             return encode(CannotServe(message=f"this worker's version cannot read it: {error}"[:500]))
         last_epoch = self._accepts.last(assign.job)
-        now = Situation(
-            worker=self._worker,
-            incarnation=self.incarnation,
-            draining=self._draining,
-            busy=self._attempt is not None,
-            phase=self._group.phase,
-            detail=self._group.detail,
-            cards=self._group.cards,
-            layouts=self._group.layouts,
-        )
-        reply = answer(assign, now, last_epoch)
+        reply = answer(assign, self._situation, last_epoch)
         if not isinstance(reply, Accepted):
             self._metrics.refusals.labels(type(reply).__name__).inc()
             with about(assign.job, assign.epoch):
@@ -308,70 +292,24 @@ class Agent:
             self._nudged.set()
         elif last_epoch != assign.epoch and self._tasks is not None:
             self._accepts.add(assign.job, assign.epoch)
-            self._begin(assign, self._tasks)
+            self._work.begin(assign, self._tasks)
+            # The order to cancel may have been there before the job was.
+            self._nudged.set()
         return encode(reply)
 
-    def _begin(self, assign: Assign, tasks: asyncio.TaskGroup) -> None:
-        relay = ProgressRelay(self._bus.bucket(PROGRESS.name), self._clock)
-        self._attempt = attempt = Attempt(
-            assign,
-            group=self._group,
-            artifacts=self._artifacts,
-            clock=self._clock,
-            stop_grace_s=self._pool.limits.stop_grace_s,
-            work_dir=self._runtime_dir / "jobs",
-            tell=relay.tell,
-            measured=self._measure,
+    @property
+    def _situation(self) -> Situation:
+        group = self._group
+        return Situation(
+            worker=self._worker,
+            incarnation=self.incarnation,
+            draining=self._draining,
+            busy=self._work.attempt is not None,
+            phase=group.phase,
+            detail=group.detail,
+            cards=group.cards,
+            layouts=group.layouts,
         )
-        self._free.clear()
-        self._change()
-        # The order to cancel may have been there before the job was.
-        self._nudged.set()
-        tasks.create_task(self._work(attempt, relay))
-
-    async def _work(self, attempt: Attempt, relay: ProgressRelay) -> None:
-        assign = attempt.assign
-        with about(assign.job, assign.epoch):
-            _log.info("attempt_begins", model=assign.request.model)
-            relaying = asyncio.ensure_future(relay.run())
-            try:
-                outcome = await self._outcome(attempt)
-            finally:
-                relaying.cancel()
-            ran_s = attempt.seconds
-            word = outcome.reason if isinstance(outcome, Failed) else type(outcome).__name__.lower()
-            self._metrics.attempts.labels(word).inc()
-            self._metrics.attempt_seconds.observe(ran_s)
-            _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
-            if attempt.stored:
-                self._results.watch(assign.job, assign.epoch)
-            if outcome is not None:
-                await self._results.deliver(
-                    Result(
-                        job=assign.job,
-                        epoch=assign.epoch,
-                        worker=self._worker,
-                        incarnation=self.incarnation,
-                        outcome=outcome,
-                        ran_s=ran_s,
-                    )
-                )
-        self._attempt = None
-        self._free.set()
-        self._change()
-
-    async def _outcome(self, attempt: Attempt) -> Outcome | None:
-        try:
-            return await attempt.run()
-        except Exception as error:
-            # A fault of the agent itself must not cost the job its end.
-            _log.exception("attempt_crashed")
-            return Failed(reason=Reason.ENGINE_ERROR, message=f"the worker failed: {type(error).__name__}")
-
-    def _measure(self, model: str, step_s: float) -> None:
-        before = self._step_s.get(model, step_s)
-        self._step_s[model] = before + _NEWEST * (step_s - before)
-        self._metrics.step_seconds.labels(model).observe(step_s)
 
 
 def fresh_incarnation() -> str:

@@ -7,7 +7,6 @@ after a broker restart) is simply written again.
 
 from __future__ import annotations
 
-import msgspec
 from msgspec.structs import replace
 
 from shared.bus import Bus
@@ -15,6 +14,7 @@ from shared.errors import BusError, GenfleetError, WrongRevision
 from shared.messages import ModelCard, WorkerLease, decode, encode
 from shared.telemetry import log
 from shared.topology import MODELS, WORKERS, model_key
+from workers.agent.orders import UNREADABLE
 
 _log = log(__name__)
 
@@ -98,5 +98,5 @@ class LeaseKeeper:
 def _incarnation(value: bytes) -> str:
     try:
         return decode(value, WorkerLease).incarnation
-    except msgspec.ValidationError:
+    except UNREADABLE:
         return ""

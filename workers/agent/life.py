@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from shared.clock import Clock
 from shared.messages import Reason
+from workers.agent.orders import UNREADABLE
 from workers.agent.process import GroupProcess, Launcher
 from workers.agent.race import first
 from workers.link import FromAgent, FromRank, Hello, LinkClosed, LinkError, pack, read_from_rank
@@ -230,5 +231,5 @@ def _read_failure(path: Path) -> RankFailure | None:
     try:
         with path.open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_FAILURE_BYTES), type=RankFailure)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return None

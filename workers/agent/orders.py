@@ -14,6 +14,9 @@ from shared.errors import BusUnavailable
 from shared.messages import TERMINAL, CancelOrder, JobRecord, State, decode
 from shared.topology import JOBS, ORDERS, cancel_key, drain_key
 
+#: What decoding raises for bytes that are not that message.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class Stop(StrEnum):
     """Why an attempt is to end before it is done."""
@@ -48,7 +51,7 @@ def standing(entry: Entry | None, epoch: int) -> Standing:
         return Standing.GONE
     try:
         record = decode(entry.value, JobRecord)
-    except msgspec.ValidationError:
+    except UNREADABLE:
         return Standing.CURRENT
     if record.epoch > epoch or (record.state in TERMINAL and record.epoch != epoch):
         return Standing.SUPERSEDED
@@ -97,5 +100,5 @@ class Orders:
                 if (order.job, order.epoch) == (job, epoch):
                     return Stop.CANCEL
             return _STOPS[standing(await self._jobs.get(job), epoch)]
-        except (BusUnavailable, msgspec.ValidationError):
+        except (BusUnavailable, *UNREADABLE):
             return None
