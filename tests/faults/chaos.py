@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 
@@ -182,7 +184,8 @@ def main(
     """
     place = folder or Path(tempfile.mkdtemp(prefix="genfleet-chaos-"))
     place.mkdir(parents=True, exist_ok=True)
-    report = asyncio.run(chaos(place, jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools))
+    print(f"everything is in {place}", file=sys.stderr)
+    report = asyncio.run(_until_told(chaos(place, jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools)))
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)
     (place / "report.json").write_bytes(text)
     print(text.decode())
@@ -192,6 +195,13 @@ def main(
     if folder is None:
         shutil.rmtree(place)
     return 0
+
+
+async def _until_told(run: Coroutine[None, None, Report]) -> Report:
+    """SIGTERM ends the run as Ctrl-C does, with nothing left running."""
+    task = asyncio.ensure_future(run)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def replay(report: Report, pools: int) -> str:

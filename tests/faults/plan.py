@@ -102,6 +102,17 @@ class Job(Struct, frozen=True, kw_only=True):
     sent_twice: bool
 
 
+#: What a job that is to fail makes the dummy engine do; see ``workers.engine.dummy``.
+_FAILURES: tuple[dict[str, object], ...] = (
+    {"fail": "engine_error"},
+    {"fail": "device_error", "poison": 1},
+    {"refuse": "input_rejected"},
+    {"exit_at": 1},
+    {"kill_at": 1},
+    {"hang_at": 1},
+)
+
+
 def jobs(seed: int, count: int, seconds: float) -> tuple[Job, ...]:
     """The load: most jobs take a few steps of a few milliseconds; one in ten is cancelled, one in fifty fails, kills
     its group or hangs."""
@@ -114,7 +125,7 @@ def _job(draw: random.Random, key: str, at_s: float) -> Job:
     dummy: dict[str, object] = {"steps": steps, "step_ms": draw.choice((1, 2, 5, 10, 40))}
     may_fail = draw.random() < 0.02
     if may_fail:
-        dummy[draw.choice(("fail_at", "fail_at", "kill_at", "hang_at"))] = draw.randrange(steps)
+        dummy |= draw.choice(_FAILURES)
     return Job(
         at_s=round(at_s, 3),
         key=key,

@@ -122,6 +122,33 @@ async def test_a_reset_ends_the_old_and_the_new_until_healed() -> None:
             await again.hears(b"two")
 
 
+async def test_what_is_lost_in_one_direction_stays_lost_on_that_connection() -> None:
+    async with echo() as port, Proxy(port) as proxy, peer(proxy.port) as client:
+        proxy.to_client = False
+        await client.says(b"lost")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.1)
+        proxy.to_client = True
+        await client.says(b"lost too")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.1)
+        async with peer(proxy.port) as other:
+            await other.says(b"heard")
+            await other.hears(b"heard")
+
+
+async def test_a_cut_ends_what_is_open_and_nothing_else() -> None:
+    async with echo() as port, Proxy(port) as proxy, peer(proxy.port) as client:
+        await client.says(b"one")
+        await client.hears(b"one")
+        await proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(client.reader.read(1), BOUND_S)
+        async with peer(proxy.port) as other:
+            await other.says(b"two")
+            await other.hears(b"two")
+
+
 async def test_delayed_bytes_come_later_and_whole() -> None:
     clock = asyncio.get_running_loop()
     async with echo() as port, Proxy(port) as proxy, peer(proxy.port) as client:

@@ -2,7 +2,8 @@
 
 It starts out passing everything. ``black_hole`` holds every byte, and the silence looks to both ends as if the cable
 had been pulled: nothing is closed, and what was sent arrives late if the cable is put back (TCP sends again).
-``reset`` ends all connections with RST, and each new one until ``heal``. ``delay`` makes each read's bytes late.
+``reset`` ends all connections with RST, and each new one until ``heal``; ``cut`` ends those that are open. ``delay``
+makes each read's bytes late. One direction may be lost for good (``to_server``, ``to_client``), as an answer is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +26,8 @@ class Proxy:
     Attributes:
         port: where it listens.
         connections: how many are open now.
+        to_server, to_client: whether bytes pass in that direction. What comes while they do not is lost, and with it
+            all that follows it on the same connection.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -35,6 +39,8 @@ class Proxy:
         self._delay_s = 0.0
         self._pairs: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self.port = 0
+        self.to_server = True
+        self.to_client = True
 
     @property
     def connections(self) -> int:
@@ -50,11 +56,19 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        await self.cut()
+        await self._server.wait_closed()
+
+    async def cut(self) -> None:
+        """End every connection with RST; new ones pass, in both directions."""
+        self.to_server = self.to_client = True
         tasks = list(self._pairs)
+        for writers in self._pairs.values():
+            for writer in writers:
+                _reset(writer)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.wait_closed()
 
     def black_hole(self) -> None:
         """Hold every byte in both directions; connections stay open."""
@@ -105,13 +119,17 @@ class Proxy:
         if self._resetting:
             return
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._pump(reader, far_writer))
-            both.create_task(self._pump(far_reader, writer))
+            both.create_task(self._pump(reader, far_writer, lambda: self.to_server))
+            both.create_task(self._pump(far_reader, writer, lambda: self.to_client))
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, passes: Callable[[], bool]) -> None:
         """One direction, to its end; an end that is reset takes the other along."""
+        lost = False
         try:
             while chunk := await source.read(_CHUNK):
+                lost = lost or not passes()
+                if lost:
+                    continue
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
                 await self._flowing.wait()
