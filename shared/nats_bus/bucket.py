@@ -63,10 +63,6 @@ class Owner(Live, Protocol):
         """
         ...
 
-    async def ensure(self, connection: Connection) -> None:
-        """Make the topology again."""
-        ...
-
 
 class NatsBucket:
     """``shared.bus.Bucket``.

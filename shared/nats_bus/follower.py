@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared.bus import Batch, Entry
-from shared.errors import BusError, BusUnavailable
+from shared.errors import BusUnavailable
 from shared.nats_bus.connection import Answer, Connection, ServerRefused
 from shared.nats_bus.streams import StreamInfo, prefix_of, stream_of
 from shared.telemetry import log
@@ -58,10 +58,18 @@ _FIRST_PULL = msgspec.json.encode(_Pull(1 * _NS, _NS // 5))
 
 
 class Live(Protocol):
-    """Where a follower gets its connections from."""
+    """The bus as its followers see it."""
 
     async def live(self) -> Connection | None:
         """The connection, as soon as there is one; None when the bus is closed for good."""
+        ...
+
+    async def ensure(self, connection: Connection) -> None:
+        """Make the topology again.
+
+        Raises:
+            BusUnavailable: it cannot be made.
+        """
         ...
 
 
@@ -91,8 +99,12 @@ async def follow(bus: Live, bucket: str, keys: str, after: int | None) -> AsyncI
                     position = entries[-1].revision
                 if entries or caught_up:
                     yield Batch(tuple(entries), caught_up=caught_up)
-        except (BusUnavailable, ServerRefused) as error:
+        except BusUnavailable as error:
             _LOG.info("a follower starts again", bucket=bucket, after=position, error=str(error))
+        except ServerRefused as error:
+            _LOG.warning("a follower is refused", bucket=bucket, after=position, error=str(error))
+            with contextlib.suppress(BusUnavailable):
+                await bus.ensure(connection)  # the stream may be gone
         finally:
             if feed is not None:
                 await feed.close()
@@ -210,6 +222,8 @@ class _Feed:
     async def close(self) -> None:
         self._connection.wakes.discard(self._wake)
         if self._subscription is not None:
+            with contextlib.suppress(BusUnavailable):
+                # Nobody waits for the answer: a server that hangs must not hold up who leaves.
+                gone = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
+                await self._connection.tell(gone, b"", reply=self._inbox)
             await self._connection.unlisten(self._subscription)
-            with contextlib.suppress(BusError):
-                await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{self._consumer}", None, Answer, 1.0)
