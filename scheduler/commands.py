@@ -55,13 +55,15 @@ class WriteRecord(Struct, frozen=True, kw_only=True):
 
 
 class SendAssign(Struct, frozen=True, kw_only=True):
-    """Ask that start of that worker to take the job. Answered by ``AssignAnswered``."""
+    """Ask that start of that worker to take the job. ``decided``: when the core chose the worker, if this is the first
+    time that it is asked. Answered by ``AssignAnswered``."""
 
     job: str
     epoch: int
     revision: int
     worker: str
     incarnation: str
+    decided: float | None = None
 
 
 class SendCancel(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,188 @@
+"""The shell's ears: from entries of the buckets to events for the core."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from scheduler.events import Event, JobGone, JobSeen, LeaseGone, LeaseSeen, ResultSeen, Summary
+from scheduler.records import RecordCache, Summaries
+from shared.bus import Bus, Entry
+from shared.clock import Clock
+from shared.errors import BucketFull, BusUnavailable
+from shared.messages import TERMINAL, Result, WorkerLease, decode
+from shared.telemetry import log
+from shared.topology import JOBS, ORDERS, result_key
+
+#: Contact that is younger than this may still be delivering what was missed.
+_SETTLED_S = 5.0
+#: Pauses between tries while the bus does not answer; the last for ever.
+_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+_LOG = log(__name__)
+T = TypeVar("T")
+
+
+class Watch:
+    """Turns what the buckets hold into events.
+
+    Args:
+        feed: takes the events.
+
+    Attributes:
+        cache: the latest entries of open jobs.
+        summaries: makes summaries of records.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock, name: str, feed: Callable[[Event], None]) -> None:
+        self.cache = RecordCache()
+        self.summaries = Summaries()
+        self._feed = feed
+        self._clock = clock
+        self._name = name
+        self._jobs = bus.bucket(JOBS.name)
+        self._orders = bus.bucket(ORDERS.name)
+        #: The broker's clock minus ours; None until it was read.
+        self._broker_ahead: float | None = None
+        self._contact_broke: float | None = None
+
+    def _now(self) -> float:
+        return self._clock.monotonic()
+
+    def see_job(self, entry: Entry, live: bool) -> bool:
+        """A record; whether it was one. ``live``: it was written after this process began to listen."""
+        if entry.value is None:
+            self.cache.drop(entry.key)
+            self._feed(JobGone(now=self._now(), job=entry.key, revision=entry.revision))
+            return True
+        try:
+            seen = self.summaries.of_entry(entry, self._since(entry.timestamp, live))
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_record", key=entry.key, revision=entry.revision, error=str(error))
+            return False
+        if seen.id != entry.key:
+            _LOG.error("record_under_wrong_key", key=entry.key, revision=entry.revision)
+            return False
+        if seen.state in TERMINAL:
+            self.cache.drop(entry.key)
+        else:
+            self.cache.put(entry)
+        self._feed(JobSeen(now=self._now(), job=seen))
+        return True
+
+    def see_lease(self, entry: Entry, live: bool) -> None:
+        """A worker's lease."""
+        if entry.value is None:
+            self._feed(LeaseGone(now=self._now(), worker=entry.key))
+            return
+        try:
+            lease = decode(entry.value, WorkerLease)
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_lease", key=entry.key, error=str(error))
+            return
+        if lease.worker != entry.key:
+            _LOG.error("lease_under_wrong_key", key=entry.key)
+            return
+        self._feed(LeaseSeen(now=self._now(), lease=lease))
+
+    def see_result(self, entry: Entry, live: bool) -> bool:
+        """The end of an attempt; whether it was one."""
+        if entry.value is None:
+            return False
+        try:
+            result = decode(entry.value, Result)
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_result", key=entry.key, error=str(error))
+            return False
+        if result_key(result.worker, result.job, result.epoch) != entry.key:
+            # The bus lets a worker write under its own name only: what stands in the value proves nothing.
+            _LOG.error("result_under_wrong_key", key=entry.key)
+            return False
+        self._feed(ResultSeen(now=self._now(), result=result))
+        return True
+
+    def contact(self, seconds: float) -> None:
+        """How long contact with the broker has been unbroken; told at every tick."""
+        if seconds <= 0.0:
+            self._contact_broke = self._now() if self._contact_broke is None else self._contact_broke
+        elif seconds >= _SETTLED_S:
+            self._contact_broke = None
+
+    def _since(self, timestamp: float, live: bool) -> float:
+        """Seconds since a revision with that timestamp was written. The broker's clock is asked only for what was
+        written while nobody listened: a jump of it must not age a job that was seen to come."""
+        longest = float("inf")
+        if live:
+            if self._contact_broke is None:
+                return 0.0
+            longest = self._now() - self._contact_broke
+        if self._broker_ahead is None:
+            return 0.0
+        return min(max(0.0, self._now() + self._broker_ahead - timestamp), longest)
+
+    async def read_broker_clock(self) -> None:
+        """Only a message that the broker stores tells its clock."""
+        key = f"_clock.{self._name}"
+
+        async def ask() -> Entry | None:
+            await self._orders.put(key, b"")
+            return await self._orders.get(key)
+
+        try:
+            entry = await self.answered(ask)
+        except BucketFull:
+            _LOG.warning("broker_clock_unknown")
+            return
+        if entry is not None:
+            self._broker_ahead = entry.timestamp - self._now()
+        await self.answered(lambda: self._orders.purge(key))
+
+    async def answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the call gives, asked again until the bus answers; so the call must be one that may be repeated."""
+        tries = 0
+        while True:
+            try:
+                return await call()
+            except BusUnavailable:
+                await self.pause(tries)
+                tries += 1
+
+    async def pause(self, tries: int) -> None:
+        """Wait before the next try, longer after more tries."""
+        await self._clock.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+
+    async def read(self, job: str) -> Entry | None:
+        """The job's entry, as soon as the bus answers."""
+        return await self.answered(lambda: self._jobs.get(job))
+
+    async def look(self, job: str) -> Summary | None:
+        """What the bucket now says of the job, which the core is told as well; None if there is no record.
+
+        Raises:
+            msgspec.MsgspecError: there is something that cannot be read.
+        """
+        found = await self.read(job)
+        if found is None or found.value is None:
+            return None
+        seen = self.summaries.of_entry(found, 0.0)
+        self.see_job(found, live=True)
+        return seen
+
+    def tell(self, job: str, found: Entry | None, revision: int) -> bool:
+        """Let the core know what the bucket holds, after it decided on another revision; whether that was readable."""
+        if found is None:
+            self._feed(JobGone(now=self._now(), job=job, revision=revision + 1))
+            return True
+        return self.see_job(found, live=True)
+
+    async def at(self, job: str, revision: int) -> Entry | None:
+        """The job's entry if it is at that revision."""
+        entry = self.cache.get(job, revision)
+        if entry is None:
+            entry = await self.read(job)
+            if entry is None or entry.revision != revision:
+                self.tell(job, entry, revision)
+                return None
+        return entry
