@@ -31,6 +31,7 @@ from shared.messages import (
     Parallel,
     Progress,
     State,
+    WorkerLease,
 )
 from shared.settings import Settings
 from shared.telemetry import log

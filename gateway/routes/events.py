@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from litestar import get
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from gateway import ids
@@ -17,7 +18,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 @get("/v1/jobs/{job_id:str}/events")
-async def events(request: AnyRequest, job_id: str) -> Stream:
+async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream:
     """Transitions from the beginning, or after ``Last-Event-ID``; progress as it comes; ends with the terminal one."""
     live = gateway_of(request).live
     job = ids.parse(job_id)

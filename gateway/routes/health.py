@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from litestar import MediaType, get
+from litestar.params import FromPath
 from litestar.response import Response
 
 from gateway.openapi import document
@@ -102,7 +103,7 @@ async def docs() -> Response[bytes]:
 
 
 @get("/docs/{name:str}")
-async def docs_file(name: str) -> Response[bytes]:
+async def docs_file(name: FromPath[str]) -> Response[bytes]:
     """A part of that page."""
     if name == "start.js":
         return Response(_START.encode(), media_type="text/javascript", headers=_POLICY)

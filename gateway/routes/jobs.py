@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import msgspec
 from litestar import delete, get, patch, post
+from litestar.params import FromPath
 from litestar.response import Response
 
 from gateway import ids
@@ -66,7 +67,7 @@ def body_of(form: Form) -> SubmitBody:
 
 
 @get("/v1/jobs/{job_id:str}")
-async def show(request: AnyRequest, job_id: str) -> Response[bytes]:
+async def show(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """One job."""
     gateway = gateway_of(request)
     known = await gateway.live.find(ids.parse(job_id), tenant_of(request))
@@ -104,7 +105,7 @@ def _limit(given: str | None) -> int:
 
 
 @post("/v1/jobs/{job_id:str}/cancel")
-async def cancel(request: AnyRequest, job_id: str) -> Response[bytes]:
+async def cancel(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """Stop a job: 200 once it has ended, 202 while its worker is stopping."""
     gateway = gateway_of(request)
     record = await gateway.changes.cancel(ids.parse(job_id), tenant_of(request))
@@ -112,7 +113,7 @@ async def cancel(request: AnyRequest, job_id: str) -> Response[bytes]:
 
 
 @patch("/v1/jobs/{job_id:str}")
-async def change(request: AnyRequest, job_id: str) -> Response[bytes]:
+async def change(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """Give a queued job another priority."""
     gateway = gateway_of(request)
     job = ids.parse(job_id)
@@ -122,7 +123,7 @@ async def change(request: AnyRequest, job_id: str) -> Response[bytes]:
 
 
 @delete("/v1/jobs/{job_id:str}", status_code=204)
-async def remove(request: AnyRequest, job_id: str) -> None:
+async def remove(request: AnyRequest, job_id: FromPath[str]) -> None:
     """Forget an ended job and its files."""
     gateway = gateway_of(request)
     await gateway.changes.delete(ids.parse(job_id), tenant_of(request))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 from litestar import HttpMethod, post, route
+from litestar.params import FromPath
 from litestar.response import Response, Stream
 
 from gateway import ids, ranges
@@ -23,7 +24,7 @@ _SUFFIXES = {"video/mp4": "mp4", "image/png": "png", "image/jpeg": "jpg", "image
 
 
 @route("/v1/jobs/{job_id:str}/outputs/{number:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
-async def output(request: AnyRequest, job_id: str, number: str) -> Response[bytes] | Stream:
+async def output(request: AnyRequest, job_id: FromPath[str], number: FromPath[str]) -> Response[bytes] | Stream:
     """One file that the job made."""
     gateway = gateway_of(request)
     record = (await gateway.live.find(ids.parse(job_id), tenant_of(request))).record

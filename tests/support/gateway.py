@@ -218,11 +218,24 @@ async def gateway(
     app = create_app(bus, artifacts, settings or Settings(), clock)
     asgi: Any = app
     transport = httpx.ASGITransport(app=asgi, raise_app_exceptions=False)
-    async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        under_test = GatewayUnderTest(app, client, bus, broker, clock, artifacts)
+    started, stop = asyncio.Event(), asyncio.Event()
+
+    async def live() -> None:
+        # In a task of its own: a lifespan must end in the task in which it began, and a fixture's end does not.
+        async with app.lifespan():
+            started.set()
+            await stop.wait()
+
+    living = asyncio.create_task(live())
+    try:
+        await asyncio.wait((living, asyncio.create_task(started.wait())), return_when=asyncio.FIRST_COMPLETED)
         await settle()
-        yield under_test
-    await bus.close()
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield GatewayUnderTest(app, client, bus, broker, clock, artifacts)
+    finally:
+        stop.set()
+        await living
+        await bus.close()
 
 
 class Fleet:
