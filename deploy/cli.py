@@ -99,7 +99,12 @@ def up(
         nats_port=nats_port,
         log_level=log_level,
     )
-    asyncio.run(serve(settings, _tell, lambda url: print(f"genfleet is ready at {url}", flush=True)))
+
+    async def ready(url: str) -> None:
+        print(f"genfleet is ready at {url}", flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve(settings, _tell, ready))
     return OK
 
 
@@ -171,9 +176,11 @@ def submit(
     start_deadline: Annotated[float | None, Parameter(help="Seconds until which it must have started.")] = None,
     run_timeout: Annotated[float | None, Parameter(help="Seconds that it may run.")] = None,
     max_attempts: Annotated[int | None, Parameter(help="How often it may be tried.")] = None,
-    field: Annotated[
-        dict[str, str] | None, Parameter(help="Any other field of the API: --field.output-format png.")
-    ] = None,
+    metadata: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, kept with the job; may be repeated.")] = (),
+    dummy: Annotated[
+        tuple[str, ...], Parameter(help="KEY=VALUE, what the dummy engine is to pretend; may be repeated.")
+    ] = (),
+    field: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, any other field of the API; may be repeated.")] = (),
     watch: Annotated[bool, Parameter(help="Show a live bar until the end, then save the result.")] = False,
     wait: Annotated[bool, Parameter(help="As --watch, without the bar.")] = False,
     output: Output = None,
@@ -199,11 +206,15 @@ def submit(
         "start_deadline_s": start_deadline,
         "run_timeout_s": run_timeout,
         "max_attempts": max_attempts,
-        **{name.replace("-", "_"): value for name, value in (field or {}).items()},
+        **_pairs("--field", field),
     }
     layout = {"cfg_size": cfg_size, "ulysses_size": ulysses_size}
-    if any(layout.values()):
-        values["parallel"] = msgspec.json.encode({name: degree for name, degree in layout.items() if degree}).decode()
+    objects: dict[str, dict[str, object]] = {
+        "parallel": {name: degree for name, degree in layout.items() if degree is not None},
+        "metadata": dict(_pairs("--metadata", metadata)),
+        "dummy": {name: _number(value) for name, value in _pairs("--dummy", dummy).items()},
+    }
+    values |= {name: msgspec.json.encode(value).decode() for name, value in objects.items() if value}
     files = {"image": image, "last_image": last_image, "video": video}
     given = {name: path for name, path in files.items() if path is not None}
     for name, path in given.items():
@@ -221,6 +232,24 @@ def submit(
             print(job.id)
             _err.print(f"genfleet watch {job.id}  shows how it goes on")
         return OK
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` options by key."""
+    pairs = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not key or not equals:
+            raise SettingsError(f"{option}: expected KEY=VALUE, not {each!r}")
+        pairs[key] = value
+    return pairs
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @app.command(group=_JOBS)

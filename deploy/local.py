@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,6 @@ class LocalFleet:
 
     Attributes:
         url: where the gateway answers.
-        ready: the start is over.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None], clock: Clock | None = None) -> None:
@@ -91,13 +90,11 @@ class LocalFleet:
         data = Path(settings.data_dir).expanduser().absolute()
         self.places = Places(data=data, runtime=data / "run")
         self.url = ""
-        self.ready = False
 
     async def __aenter__(self) -> Self:
         try:
             await self._start()
             await self._until_ready()
-            self.ready = True
         except BaseException:
             await self.stop()
             raise
@@ -247,40 +244,34 @@ class LocalFleet:
             self._lock_fd = None
 
 
-async def serve(settings: Settings, say: Callable[[str], None], ready: Callable[[str], None]) -> None:
-    """A fleet until SIGTERM, SIGINT or SIGHUP; ``ready`` is called with its URL. A second signal stops it by force.
+async def serve(settings: Settings, say: Callable[[str], None], ready: Callable[[str], Awaitable[None]]) -> None:
+    """A fleet from its start until ``ready``, which is awaited with its URL, returns, or until SIGTERM, SIGINT or
+    SIGHUP. A second signal stops it by force.
 
     Raises:
         GenfleetError: it could not be started; says why.
     """
     loop = asyncio.get_running_loop()
     fleet = LocalFleet(settings, say)
-    stopped = asyncio.Event()
     forced: set[asyncio.Task[None]] = set()
-
-    def stop() -> None:
-        if stopped.is_set():
-            forced.add(asyncio.ensure_future(fleet.stop(at_once=True)))
-        stopped.set()
-
-    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(sign, stop)
 
     async def live() -> None:
         async with fleet:
-            ready(fleet.url)
-            await stopped.wait()
-            say("stopping")
+            await ready(fleet.url)
 
-    living, stopping = asyncio.ensure_future(live()), asyncio.ensure_future(stopped.wait())
-    try:
-        await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not fleet.ready:
+    living = asyncio.ensure_future(live())
+
+    def stop() -> None:
+        if living.cancelling():
+            forced.add(asyncio.ensure_future(fleet.stop(at_once=True)))
+        else:
+            say("stopping")
             living.cancel()
-        with suppress(asyncio.CancelledError):
-            await living
-    finally:
-        stopping.cancel()
+
+    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(sign, stop)
+    with suppress(asyncio.CancelledError):
+        await living
 
 
 async def _workers(client: httpx.AsyncClient) -> list[_Worker] | None:

@@ -1,0 +1,40 @@
+# What a person or CI does here. `make` alone lists it.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+# One thread per process: several processes share the machine's cores, in tests as in a group.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo up test lint types fmt bench lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv as the lock says, and find or unpack nats-server
+	@deploy/setup.sh
+
+demo: setup ## turn a photograph into a video through a whole fleet: demo.mp4
+	@$(BIN)/python -m deploy.demo
+
+up: setup ## start a fleet on this machine at http://127.0.0.1:8088 and leave it running until Ctrl-C
+	@$(BIN)/genfleet up
+
+test: setup ## all tests that need no accelerator
+	@$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup ## style, formatting, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy
+
+fmt: setup ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup ## the benchmarks; they write docs/benchmarks/
+	@set -e; for file in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$file .py); done
+
+lock: ## write what .venv holds into requirements.lock
+	@$(BIN)/python -m pip freeze --all --exclude genfleet --exclude pip | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
