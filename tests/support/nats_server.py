@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
@@ -42,6 +43,7 @@ class NatsServer:
         """Start it and wait until it takes connections."""
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nats.conf"
+        config.touch(mode=0o600)
         config.write_text(nats.config(port=self.port, store_dir=self._folder / "store", token=self.token))
         log = self._folder / "nats.log"
         self._process = subprocess.Popen([str(self._binary), "-c", str(config), "-l", str(log)])
@@ -59,8 +61,11 @@ class NatsServer:
             self._process = None
 
     def stop_process(self) -> None:
-        """SIGSTOP: sockets stay open, nothing answers."""
-        self._running().send_signal(signal.SIGSTOP)
+        """SIGSTOP, and wait until all its threads stand still: sockets stay open, nothing answers."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "the server ended instead"
 
     def continue_process(self) -> None:
         """SIGCONT."""
