@@ -195,5 +195,6 @@ def kill_marked(mark: str) -> list[int]:
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(alive, timeout=0.5)
+        # Not psutil's wait: it would reap our own child, for whose exit status the event loop then waits for ever.
+        time.sleep(0.02)
     return [process.pid for process in alive]
