@@ -100,7 +100,7 @@ class Course:
 
     @contextmanager
     def agreed(self, step: int) -> Iterator[None]:
-        """Work without collectives; a ``JobError`` or lack of memory inside ends the job on all ranks.
+        """Work without collectives; a ``JobError``, ``OSError`` or lack of memory inside ends the job on all ranks.
 
         Raises:
             AgreedFailure: it failed on this rank or another.
@@ -111,6 +111,8 @@ class Course:
             yield
         except JobError as error:
             failure = error
+        except OSError as error:
+            failure = JobError(f"cannot read or write: {error}")
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
                 raise

@@ -139,7 +139,7 @@ def _clip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, prog
     encoder = _pretrained(CLIPVisionModel, checkpoint, "image_encoder", device, dtype, progress)
     folder = checkpoint.folder / "image_processor"
     try:
-        processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, use_fast=False)
+        processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except (OSError, ValueError) as error:
         raise CannotLoad(f"{folder}: {error}") from error
     return encoder, processor

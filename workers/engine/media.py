@@ -12,7 +12,7 @@ from workers.engine.errors import InputRejected
 
 #: Pixels of an input picture above which it is refused before it is decoded.
 MAX_PIXELS = 64_000_000
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Picture(Struct, frozen=True):

@@ -28,7 +28,7 @@ from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import decode, denoise, encode_image
 from workers.engine.stages.encode_text import TextEncoder
-from workers.engine.stages.mux import Mp4Writer, write_png
+from workers.engine.stages.mux import Output
 from workers.link import OutputFile
 from workers.pool import Pool
 
@@ -129,9 +129,8 @@ class Wan:
         if config.has_clip:
             side = columns * config.vae.scale_factor_spatial
             features = self._features(Picture(side, side, bytes(side * side * 3)))
-        self._prepare(self.layouts[0], Cache(None, 0))
+        place = self.prepare(self.layouts[0], Cache(None, 0))
         model = self._model(Conditions((text, text), channels, features))
-        place = self._mesh.place(self.layouts[0])
         state = denoise.start(tuple(latents.shape), 0, latents.device)
         state = denoise.advance(state, noise.schedule("unipc", 1, 1.0), model, 2.0, place)
         for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
@@ -148,25 +147,22 @@ class Wan:
     def run(self, job: Job, course: Course) -> Made:
         """As ``Family.run``. ``used`` says the layout, the stages' seconds and the seeds."""
         request = job.request
-        place = self._mesh.place(job.layout)
         total = request.steps * request.n
         timer = _Timer()
         course.boundary(Stage.ENCODE_TEXT, 0, total)
-        texts = self._texts(request, course)
+        texts = self.texts(request, course)
         timer.lap("encode_text_s")
         course.reach(Stage.ENCODE_IMAGE, 0, total)
-        conditions = self._conditions(job, texts, course)
+        conditions = self.conditions(job, texts, course)
         timer.lap("encode_image_s")
         files: list[OutputFile] = []
-        reused = 0
         for index in range(request.n):
             done = index * request.steps
             cache = Cache(request.cache, request.steps)
-            self._prepare(job.layout, cache)
-            state = self._start(request, request.seed + index)
+            place = self.prepare(job.layout, cache)
+            state = self.start(request, request.seed + index)
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
-            reused += cache.reused
             cache.clear()
             timer.lap("denoise_s")
             files += self._decode(job, index, state.latents, course, done + request.steps)
@@ -183,32 +179,35 @@ class Wan:
         }
         return Made(tuple(files), used)
 
-    def _texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
+    def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
+        """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
         prompts = [request.prompt, request.negative_prompt] if request.guidance_scale > 1.0 else [request.prompt]
         if self.layouts[0].t5_fsdp:
             return tuple(self._encode_text(prompt) for prompt in prompts)
         with course.agreed(0):
             return tuple(self._encode_text(prompt) for prompt in prompts)
 
-    def _conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
+    def conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
+        """All that the job's denoiser is conditioned with."""
         config, request = self._checkpoint, job.request
         if not config.takes_image:
             return Conditions(texts, None, None)
         picture = job.pictures.get("image")
+        if picture is None:
+            return Conditions(texts, self._no_channels(self.start(request, 0).latents), None)
+        split = self._vae_split(job)
+        if split is not None:
+            channels = self._channels(request, picture, split)
         with course.agreed(0):
-            if picture is None:
-                channels = self._no_channels(torch.zeros(self._shape(request), device=self._device.torch_device))
-            else:
-                channels = encode_image.condition(
-                    self._vae,
-                    picture,
-                    request.num_frames,
-                    config.vae.scale_factor_temporal,
-                    config.extras.image_condition,
-                    self._device.torch_device,
-                )
-            features = self._features(picture) if config.has_clip and picture is not None else None
+            if split is None:
+                channels = self._channels(request, picture, None)
+            features = self._features(picture) if config.has_clip else None
         return Conditions(texts, channels, features)
+
+    def _channels(self, request: JobRequest, picture: Picture, split: WidthSplit | None) -> Tensor:
+        temporal, mode = self._checkpoint.vae.scale_factor_temporal, self._checkpoint.extras.image_condition
+        device = self._device.torch_device
+        return encode_image.condition(self._vae, picture, request.num_frames, temporal, mode, device, split)
 
     def _no_channels(self, latents: Tensor) -> Tensor:
         """The condition of a job without a picture: mask and latents all zero."""
@@ -225,13 +224,16 @@ class Wan:
         side = vae.scale_factor_spatial
         return (1, vae.z_dim, frames, request.height // side, request.width // side)
 
-    def _start(self, request: JobRequest, seed: int) -> denoise.DenoiseState:
+    def start(self, request: JobRequest, seed: int) -> denoise.DenoiseState:
+        """The state before the first step."""
         return denoise.start(self._shape(request), seed, self._device.torch_device)
 
-    def _prepare(self, layout: Layout, cache: Cache) -> None:
+    def prepare(self, layout: Layout, cache: Cache) -> Place:
+        """Set the transformers up for a job of that layout with that cache."""
         place = self._mesh.place(layout)
         for sequence in self._sequences:
             sequence.group, sequence.cache = place.ulysses_group, cache
+        return place
 
     def denoising(
         self,
@@ -298,46 +300,33 @@ class Wan:
 
     def _decode(self, job: Job, index: int, latents: Tensor, course: Course, done: int) -> list[OutputFile]:
         """Frames go to the file as they come out of the VAE; on other ranks than 0 there is nothing to write, and
-        without a split nothing to decode."""
+        without a split nothing to decode. Errors of rank 0's own work are agreed on before the next latent frame."""
         request, total = job.request, job.request.steps * job.request.n
         split = self._vae_split(job)
-        picture = request.num_frames == 1
-        writes = job.out_dir is not None
-        name = f"{index}.{'png' if picture else 'mp4'}"
-        video: Mp4Writer | None = None
-        count = 0
-        chunks = decode.frames(self._vae, latents, split) if writes or split is not None else iter(())
+        chunks = decode.frames(self._vae, latents, split) if job.out_dir is not None or split is not None else iter(())
+        output: Output | None = None
+        with course.agreed(done):
+            if job.out_dir is not None:
+                output = Output(job.out_dir, index, request.width, request.height, request.num_frames, request.fps)
         try:
-            if job.out_dir is not None and not picture:
-                video = Mp4Writer(job.out_dir / name, request.width, request.height, request.fps)
             for _ in range(latents.shape[2]):
-                course.boundary(Stage.DECODE, done, total)
-                for frame in next(chunks, []):
-                    count += 1
-                    if video is not None:
-                        video.write(frame)
-                    elif job.out_dir is not None:
-                        write_png(job.out_dir / name, frame)
-            course.boundary(Stage.MUX, done, total)
-            if video is not None:
-                video.close()
+                if split is not None:
+                    frames = next(chunks)
+                with course.agreed(done):
+                    if split is None:
+                        frames = next(chunks, [])
+                    if output is not None:
+                        for frame in frames:
+                            output.write(frame)
+                course.reach(Stage.DECODE, done, total)
+            course.reach(Stage.MUX, done, total)
+            with course.agreed(done):
+                files = [output.close()] if output is not None else []
         except BaseException:
-            if video is not None:
-                video.abandon()
+            if output is not None:
+                output.abandon()
             raise
-        if not writes:
-            return []
-        media = "image/png" if picture else "video/mp4"
-        return [
-            OutputFile(
-                name=name,
-                media_type=media,
-                width=request.width,
-                height=request.height,
-                num_frames=count,
-                fps=0 if picture else request.fps,
-            )
-        ]
+        return files
 
 
 def _not_finite(state: denoise.DenoiseState) -> NotFinite | None:

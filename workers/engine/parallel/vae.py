@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 
+#: Elements of a convolution's input above which torch takes oneDNN on one thread.
+_ONEDNN_ABOVE = 20480
+
 
 class WidthSplit:
     """The split of one VAE over one group. Installed once; it acts inside ``active()`` only.
@@ -102,12 +105,25 @@ class WidthSplit:
         return F.conv3d(x, conv.weight, conv.bias, conv.stride)
 
     def _conv2d(self, conv: Any, _usual: object, x: Tensor) -> Tensor:
-        return F.conv2d(self._widen(x, left=True, right=True), conv.weight, conv.bias, 1, (1, 0))
+        whole = x.numel() * self.degree
+        return _conv2d_as_whole(self._widen(x, left=True, right=True), conv, (1, 0), whole)
 
     def _downsample(self, resample: Any, _usual: object, x: Tensor) -> Tensor:
-        conv = resample[1]
+        columns = x.shape[-1] * self.degree + 1
         x = F.pad(self._widen(x, left=False, right=True), (0, 0, 0, 1))
-        return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+        return _conv2d_as_whole(x, resample[1], (0, 0), x.numel() // x.shape[-1] * columns)
 
     def _attention(self, block: Any, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return self.part(usual(self.whole(x)))
+
+
+def _conv2d_as_whole(x: Tensor, conv: Any, padding: tuple[int, int], whole: int) -> Tensor:
+    """The convolution of a part, by the kernel that torch would take for the whole of ``whole`` elements.
+
+    With one thread on CPU torch leaves oneDNN for its own kernel at or below 20480 input elements
+    (``ConvParams::use_mkldnn`` in aten/src/ATen/native/Convolution.cpp), and the two round differently.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() <= _ONEDNN_ABOVE < whole:
+        out: Tensor = torch.mkldnn_convolution(x, conv.weight, conv.bias, padding, conv.stride, (1, 1), 1)
+        return out
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding)

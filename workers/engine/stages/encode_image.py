@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from workers.engine.media import Picture
+from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import vae as causal
 
 Mode = Literal["first_frame", "repeat_first_frame"]
@@ -29,7 +30,7 @@ def _video(image: Tensor, frames: int, mode: Mode) -> Iterator[Tensor]:
         yield image.expand(-1, -1, size, -1, -1) if repeat else torch.zeros_like(image).repeat(1, 1, size, 1, 1)
 
 
-def condition(vae: Any, picture: Picture, frames: int, temporal: int, mode: Mode, device: torch.device) -> Tensor:
+def condition(vae: Any, picture: Picture, frames: int, temporal: int, mode: Mode, device: torch.device, split: WidthSplit | None = None) -> Tensor:
     """The transformer's condition channels, [1, temporal + z, f, h, w], float32: a mask that is 1 at frame 0, folded
     by the VAE's compression in time, then the latents of the condition video.
 
@@ -40,8 +41,14 @@ def condition(vae: Any, picture: Picture, frames: int, temporal: int, mode: Mode
         temporal: frames per latent frame.
         mode: what the condition video holds after its first frame: nothing, or the same picture.
         device: where to compute.
+        split: the width split to use; then collective.
     """
-    latents = causal.encode(vae, _video(pixels(picture, device), frames, mode))
+    image = pixels(picture, device)
+    if split is None:
+        latents = causal.encode(vae, _video(image, frames, mode))
+    else:
+        with split.active():
+            latents = split.whole(causal.encode(vae, _video(split.part(image), frames, mode)))
     mask = torch.zeros(1, temporal, *latents.shape[2:], device=device)
     mask[:, :, 0] = 1.0
     return torch.cat([mask, latents], dim=1)

@@ -12,6 +12,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from workers.engine.errors import NotServed
+from workers.link import OutputFile
 
 Frame = npt.NDArray[np.uint8]
 _BT709 = 1
@@ -67,6 +68,48 @@ class Mp4Writer:
         self._container.close()
 
 
-def write_png(path: Path, frame: Frame) -> None:
-    """A single frame, [H, W, 3] RGB."""
-    Image.fromarray(frame).save(path, format="PNG")
+class Output:
+    """The file of one output, PNG for a single frame and mp4 for more; frames go in as they are decoded.
+
+    Args:
+        folder: to write into.
+        index: of the output in its job; names the file.
+        width: of every frame.
+        height: of every frame.
+        num_frames: that are to come.
+        fps: of a video.
+    """
+
+    def __init__(self, folder: Path, index: int, width: int, height: int, num_frames: int, fps: int) -> None:
+        self._is_video = num_frames > 1
+        self._path = folder / f"{index}.{'mp4' if self._is_video else 'png'}"
+        self._size, self._fps = (width, height), fps if self._is_video else 0
+        self._video = Mp4Writer(self._path, width, height, fps) if self._is_video else None
+        self._frames = 0
+
+    def write(self, frame: Frame) -> None:
+        """Add one frame, [H, W, 3] RGB."""
+        self._frames += 1
+        if self._video is not None:
+            self._video.write(frame)
+        else:
+            Image.fromarray(frame).save(self._path, format="PNG")
+
+    def close(self) -> OutputFile:
+        """Complete the file."""
+        if self._video is not None:
+            self._video.close()
+        width, height = self._size
+        return OutputFile(
+            name=self._path.name,
+            media_type="video/mp4" if self._is_video else "image/png",
+            width=width,
+            height=height,
+            num_frames=self._frames,
+            fps=self._fps,
+        )
+
+    def abandon(self) -> None:
+        """The job was stopped or failed: leave the file as it is."""
+        if self._video is not None:
+            self._video.abandon()
