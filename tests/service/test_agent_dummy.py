@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ POOL = 'model = "dummy"\n[limits]\nsilence_timeout_s = 1.0\nstop_grace_s = 1.0\n
 
 
 @pytest.fixture
-async def house(tmp_path: Path):
+async def house(tmp_path: Path) -> AsyncIterator[AgentHouse]:
     path = tmp_path / "pool.toml"
     path.write_text(POOL)
     pool = parse(POOL)

@@ -37,6 +37,7 @@ from shared.settings import Settings
 from shared.topology import JOBS, PROGRESS, RESULTS, WORKERS, assign_subject, result_key
 from tests.support.memory_bus import MemoryBroker
 from workers.agent.agent import Agent
+from workers.agent.metrics import AgentMetrics
 from workers.agent.process import GroupProcess, Launcher
 from workers.engine.dummy import card
 from workers.link import Frame, FromAgent, Hello, LinkClosed, Ready, pack, unpack_from_agent
@@ -63,14 +64,13 @@ class ScriptedRank:
 
     Attributes:
         width, first_device: as launched.
-        killed: the agent killed it.
     """
 
     def __init__(self, link: Path, width: int, first_device: int) -> None:
         self.link = link
         self.width = width
         self.first_device = first_device
-        self.killed = False
+        self._killed = False
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -81,8 +81,12 @@ class ScriptedRank:
         return await asyncio.shield(self._status)
 
     async def kill(self) -> None:
-        self.killed = True
+        self._killed = True
         self.die(-9)
+
+    def killed(self) -> bool:
+        """The agent killed it."""
+        return self._killed
 
     def die(self, status: int = 1) -> None:
         """End the process; the socket closes with it."""
@@ -156,6 +160,7 @@ class AgentHouse:
     artifacts: Artifacts
     bus: Bus
     runtime_dir: Path
+    metrics: AgentMetrics
     running: asyncio.Task[None] = field(init=False)
 
     def lease(self) -> WorkerLease | None:
@@ -227,6 +232,14 @@ class AgentHouse:
         entry = self.broker.streams[PROGRESS.name].last.get(job)
         return None if entry is None or entry.value is None else decode(entry.value, Progress)
 
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value; 0.0 if it has none yet."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def heard(self, steps: int) -> None:
+        """Wait until the agent has heard so many measured steps."""
+        await until(lambda: self.metric("genfleet_step_seconds_count", model="dummy") >= steps, f"{steps} steps heard")
+
     async def files(self, prefix: str) -> list[str]:
         """The keys in the store below a prefix."""
         return sorted([stored.key async for stored in self.artifacts.list(prefix)])
@@ -265,6 +278,7 @@ async def agent_house(
     broker = broker or MemoryBroker(clock)
     artifacts = open_store(str(folder / "store"))
     runtime_dir = folder / "run"
+    metrics = AgentMetrics()
     agent = Agent(
         broker.connect("agent"),
         artifacts,
@@ -275,12 +289,14 @@ async def agent_house(
         incarnation=INCARNATION,
         launcher=launcher,
         runtime_dir=runtime_dir,
+        metrics=metrics,
     )
-    house = AgentHouse(broker, clock, agent, artifacts, broker.connect("test"), runtime_dir)
+    house = AgentHouse(broker, clock, agent, artifacts, broker.connect("test"), runtime_dir, metrics)
     house.running = asyncio.create_task(agent.run())
     try:
         yield house
     finally:
-        house.running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await house.running
+        if not house.running.done():
+            house.running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await house.running

@@ -148,7 +148,7 @@ class Agent:
             for subscription in self._subscriptions:
                 await subscription.close()
         await self._results.look()
-        await self._lease.withdraw(self._worker)
+        await self._lease.withdraw(self._worker, self.incarnation)
 
     def stop(self) -> None:
         """Take no more jobs, end the present one within the drain grace, then leave. Called again: hand back now."""
@@ -221,7 +221,7 @@ class Agent:
             self._changed.clear()
             lease = self._snapshot()
             confirmed = await self._lease.publish(lease)
-            self._metrics.show(lease.state, lease.width, lease.full_width, self._group.launched, self._lease.failures)
+            self._metrics.show(lease, self._group.launched, self._group.ends, self._lease.failures)
             if confirmed:
                 await self._lease.announce(self._group.cards)
             if confirmed and lease.state is WorkerState.IDLE and not self.ready.is_set():

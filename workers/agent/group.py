@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -87,6 +88,7 @@ class Group:
         loaded: 0..1 while the model loads.
         cards, layouts: what it announced when it was last ready.
         launched: lives so far.
+        ends: lives that ended unasked, by reason.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Group:
         self.cards: tuple[ModelCard, ...] = ()
         self.layouts: tuple[Layout, ...] = ()
         self.launched = 0
+        self.ends: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Launch the group, again whenever it ends, until ``quit``; when cancelled, nothing of it is left."""
@@ -143,6 +146,7 @@ class Group:
             self._launches.lost()
         else:
             self._launches.failed()
+        self.ends[end.reason] += 1
         broken = end.unloadable or self._launches.exhausted
         delay = self._launches.delay_s
         _log.warning("group_ended", reason=end.reason, message=end.message, relaunch_s=delay, broken=broken)

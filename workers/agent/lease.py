@@ -85,12 +85,12 @@ class LeaseKeeper:
                 continue
             self._announced[card.name] = card
 
-    async def withdraw(self, worker: str) -> None:
+    async def withdraw(self, worker: str, incarnation: str) -> None:
         """Take the lease back, if it is still this agent's: observers need not wait for it to run out."""
-        if self._revision is None:
-            return
         try:
-            await self._workers.delete(worker, self._revision)
+            found = await self._workers.get(worker)
+            if found is not None and found.value is not None and _incarnation(found.value) == incarnation:
+                await self._workers.delete(worker, found.revision)
         except BusError as error:
             _log.info("lease_left", error=str(error))
 

@@ -22,7 +22,7 @@ from shared.clock import Clock
 from shared.messages import Reason
 from workers.agent.orders import UNREADABLE
 from workers.agent.process import GroupProcess, Launcher
-from workers.agent.race import first
+from workers.agent.race import first, to_the_end
 from workers.link import FromAgent, FromRank, Hello, LinkClosed, LinkError, pack, read_from_rank
 from workers.pool import PoolLimits
 
@@ -111,16 +111,16 @@ class Life:
         server = process = talk = None
         try:
             link = folder / "link"
-            server = await asyncio.start_unix_server(self._accept, link)
+            server = await asyncio.start_unix_server(self._accept, link, start_serving=False)
             await asyncio.to_thread(link.chmod, 0o600)
+            await server.start_serving()
             process = await self._launcher.launch(link, width, first_device)
             talk = asyncio.ensure_future(self._talk())
             return await self._until_end(process, talk, folder)
         except OSError as error:
             return End(Reason.GROUP_LOST, f"the group cannot be launched: {error}")
         finally:
-            await self._bury(server, process, talk)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await to_the_end(self._bury(server, process, talk, folder))
 
     async def _until_end(self, process: GroupProcess, talk: asyncio.Task[End], folder: Path) -> End:
         async def gone() -> End:
@@ -142,8 +142,9 @@ class Life:
         if self._quitting.is_set() and talk.done():
             await first(gone(), lingers())
         await process.kill()
-        # Dead processes hold no socket: what they said last is read to its end.
-        await asyncio.wait({talk}, timeout=_LAST_WORDS_S)
+        if self._connected.done():
+            # Dead processes hold no socket: what they said last is read to its end.
+            await asyncio.wait({talk}, timeout=_LAST_WORDS_S)
         if talk.done() and (said := talk.result()).unloadable:
             return said
         failure = await asyncio.to_thread(_read_failure, folder / "failure.json")
@@ -152,7 +153,11 @@ class Life:
         return end
 
     async def _bury(
-        self, server: asyncio.Server | None, process: GroupProcess | None, talk: asyncio.Task[End] | None
+        self,
+        server: asyncio.Server | None,
+        process: GroupProcess | None,
+        talk: asyncio.Task[End] | None,
+        folder: Path,
     ) -> None:
         if process is not None:
             await process.kill()
@@ -169,6 +174,7 @@ class Life:
         if server is not None:
             server.close()
             await server.wait_closed()
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     # --- what ends it ------------------------------------------------------------------------------------------------
 

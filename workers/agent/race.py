@@ -22,3 +22,17 @@ async def first(*waits: Coroutine[Any, Any, T]) -> T:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return winner.result()
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do this wholly, even if the caller is cancelled meanwhile, which it then is afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
