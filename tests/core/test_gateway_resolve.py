@@ -112,7 +112,7 @@ def test_the_task_is_inferred(
     ],
 )
 def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, object], field: str, says: str) -> None:
-    error = refused(**fields)  # type: ignore[arg-type]
+    error = refused(**fields)
     assert error.field == field
     assert says in str(error)
 

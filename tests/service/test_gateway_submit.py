@@ -136,7 +136,7 @@ async def test_a_deleted_jobs_key_is_gone(gw: GatewayUnderTest) -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256])
 async def test_a_key_that_cannot_be_one_is_refused(gw: GatewayUnderTest, key: str) -> None:
-    answer = await gw.client.post("/v1/jobs", json={"prompt": "a"}, headers={"Idempotency-Key": key.encode()})
+    answer = await gw.client.post("/v1/jobs", json={"prompt": "a"}, headers={b"Idempotency-Key": key.encode()})
     problem(answer, 400)
 
 
