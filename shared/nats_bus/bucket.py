@@ -174,7 +174,10 @@ class NatsBucket:
                 message = await connection.ask(subject, value, headers=headers)
             except NoResponders as gone:
                 raise BusUnavailable(f"bucket {self.name} is not there") from gone
-        ack = _ACK.decode(message.data)
+        try:
+            ack = _ACK.decode(message.data)
+        except msgspec.MsgspecError as unreadable:
+            raise BusUnavailable(f"an answer that cannot be read: {unreadable}") from unreadable
         error = ack.error
         if error is None:
             return ack.seq

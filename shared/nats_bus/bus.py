@@ -117,6 +117,7 @@ class NatsBus:
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._ensuring = asyncio.Lock()
         self._since: float | None = None
         self._confirmed = 0.0
@@ -176,12 +177,16 @@ class NatsBus:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait((self._keeper,))
-        for task in tuple(self._tasks):
+        handling = {task for task in self._tasks if task is not asyncio.current_task()}
+        for task in handling:
             task.cancel()
         connection, self._connection = self._connection, None
         self._turned.set()
         if connection is not None:
             await connection.close()
+        leaving = handling | self._farewells
+        if leaving:
+            await asyncio.wait(leaving)
 
     # what buckets and followers use
 
@@ -211,7 +216,7 @@ class NatsBus:
                 raise BusUnavailable(str(error)) from error
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Let it run on its own, as long as the bus lives."""
+        """Let a handler run on its own, as long as the bus lives."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -223,11 +228,13 @@ class NatsBus:
         while not self._closed:
             try:
                 connection = await self._open()
-            except (BusError, OSError) as error:
+            except Exception as error:  # whatever it is, giving up would leave a process without a bus for good
                 if isinstance(error, TopologyError) and not self._ready.done():
                     self._ready.set_exception(error)
                     return
-                if failures in (0, 10) or failures % 100 == 0:
+                if not isinstance(error, BusError | OSError):
+                    _LOG.exception("the bus cannot be reached, for an unknown reason")
+                elif failures in (0, 10) or failures % 100 == 0:
                     _LOG.warning("the bus cannot be reached", error=str(error))
                 pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
                 failures += 1
@@ -236,10 +243,14 @@ class NatsBus:
             failures = 0
             try:
                 await self._watch(connection)
+            except Exception:
+                _LOG.exception("the bus cannot be watched")
             finally:
                 self._since = None
                 self._connection = None
-                self.spawn(connection.close())
+                farewell = asyncio.create_task(connection.close())
+                self._farewells.add(farewell)
+                farewell.add_done_callback(self._farewells.discard)
             _LOG.warning("the bus was lost")
 
     async def _open(self) -> Connection:

@@ -71,6 +71,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.lost = False
+        self._opened = False
         self.wakes: set[asyncio.Event] = set()
         self._client = Client()
         self._waiting: dict[str, asyncio.Future[Msg | None]] = {}
@@ -103,6 +104,7 @@ class Connection:
                 )
                 self._inbox = self._client.new_inbox() + "."
                 await self._client.subscribe(self._inbox + "*", cb=self._answered)
+                self._opened = True
         except (OSError, NatsError, TimeoutError) as error:
             await self.close()
             raise BusUnavailable(str(error) or type(error).__name__) from error
@@ -163,7 +165,10 @@ class Connection:
             message = await self.ask("$JS.API." + subject, payload, timeout_s)
         except NoResponders as error:
             raise BusUnavailable("JetStream does not answer") from error
-        answer = msgspec.json.decode(message.data, type=kind)
+        try:
+            answer = msgspec.json.decode(message.data, type=kind)
+        except msgspec.MsgspecError as error:
+            raise BusUnavailable(f"an answer that cannot be read: {error}") from error
         if answer.error is not None:
             raise ServerRefused(answer.error)
         return answer
@@ -221,6 +226,15 @@ class Connection:
                 await self._client.close()
         except (OSError, NatsError, TimeoutError) as error:
             _LOG.debug("a connection ended without a goodbye", error=str(error) or type(error).__name__)
+        finally:
+            self._abort()
+
+    def _abort(self) -> None:
+        """Drop the socket and what it had not sent. nats-py has no call for it: its own close waits for a peer that
+        hangs to read everything, and would leave the socket open, to be read from later."""
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.transport.abort()
 
     def _mark_lost(self) -> None:
         if self.lost:
@@ -247,5 +261,5 @@ class Connection:
 
     async def _failed(self, error: Exception) -> None:
         _LOG.info("the bus reports", error=str(error) or type(error).__name__)
-        if not self._client.is_connected:
+        if self._opened and not self._client.is_connected:  # while opening, another server may still answer
             self._mark_lost()
