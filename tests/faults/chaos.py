@@ -11,7 +11,6 @@ command that runs the same plan again. Everything stays on 127.0.0.1.
 from __future__ import annotations
 
 import asyncio
-import shlex
 import shutil
 import signal
 import sys
@@ -32,6 +31,8 @@ from shared import topology
 from shared.artifacts import open_store
 from shared.bus import Bus
 from shared.nats_bus import connect
+from shared.settings import Settings
+from shared.telemetry import configure
 from tests.faults import plan
 from tests.faults.clients import Clients, broken_by
 from tests.faults.fleet import BareFleet
@@ -67,7 +68,7 @@ class Report(Struct, frozen=True, kw_only=True):
     broken: tuple[str, ...]
 
 
-async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: int, pools: int = 3) -> Report:
+async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: int, pools: int = 4) -> Report:
     """One run in that folder; never raises because a promise was broken."""
     began = time.monotonic()
     load, blows = plan.jobs(seed, jobs, seconds), plan.faults(seed, kills, seconds)
@@ -80,7 +81,7 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
         watching = asyncio.create_task(witness.watch())
         using = asyncio.create_task(clients.use(load))
         try:
-            await _strike(fleet, blows, seconds)
+            broken += await _strike(fleet, blows, seconds)
             fleet.heal()
             healed = time.monotonic()
             broken += await _settle(using, clients, witness)
@@ -128,14 +129,19 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
     )
 
 
-async def _strike(fleet: BareFleet, blows: tuple[plan.Fault, ...], seconds: float) -> None:
+async def _strike(fleet: BareFleet, blows: tuple[plan.Fault, ...], seconds: float) -> list[str]:
     """Let the blows fall, each in its time; takes ``seconds`` at least."""
     began = time.monotonic()
     for number, blow in enumerate(blows, 1):
         await asyncio.sleep(max(0.0, began + blow.at_s - time.monotonic()))
-        await fleet.strike(blow)
-        print(f"{time.monotonic() - began:6.1f} s  {number}/{len(blows)}  {blow.blow} {blow.target}", file=sys.stderr)
+        what = f"{number}/{len(blows)}  {blow.blow} {blow.target}"
+        try:
+            await fleet.strike(blow)
+        except TimeoutError:
+            return [f"blow {what}: there was nothing to hit, it did not come back from an earlier one"]
+        print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr)
     await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+    return []
 
 
 async def _settle(using: asyncio.Task[None], clients: Clients, witness: Witness) -> list[str]:
@@ -169,7 +175,7 @@ def main(
     kills: int = 60,
     seconds: float = 240.0,
     seed: int = 1,
-    pools: int = 3,
+    pools: int = 4,
     folder: Path | None = None,
 ) -> int:
     """Kill everything in random order under load; exit 1 when a promise was broken.
@@ -185,12 +191,16 @@ def main(
     place = folder or Path(tempfile.mkdtemp(prefix="genfleet-chaos-"))
     place.mkdir(parents=True, exist_ok=True)
     print(f"everything is in {place}", file=sys.stderr)
+    configure("harness", Settings(log_level="error"))
+    again = replay(jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools)
     report = asyncio.run(_until_told(chaos(place, jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools)))
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)
     (place / "report.json").write_bytes(text)
     print(text.decode())
     if report.broken:
-        print(f"{len(report.broken)} broken; everything is in {place}; again: {replay(report, pools)}")
+        for sentence in report.broken:
+            print(sentence)
+        print(f"{len(report.broken)} broken; everything is in {place}; again: {again}")
         return 1
     if folder is None:
         shutil.rmtree(place)
@@ -204,11 +214,11 @@ async def _until_told(run: Coroutine[None, None, Report]) -> Report:
     return await task
 
 
-def replay(report: Report, pools: int) -> str:
+def replay(*, jobs: int, kills: int, seconds: float, seed: int, pools: int) -> str:
     """The command that runs the same plan again."""
-    kills = sum(report.kills.values())
-    words = ["--jobs", report.jobs, "--kills", kills, "--seconds", report.seconds, "--seed", report.seed]
-    return shlex.join(["python", "-m", "tests.faults.chaos", *map(str, words), "--pools", str(pools)])
+    words = {"--jobs": jobs, "--kills": kills, "--seconds": seconds, "--seed": seed, "--pools": pools}
+    given = " ".join(f"{name} {value}" for name, value in words.items())
+    return f"python -m tests.faults.chaos {given}"
 
 
 if __name__ == "__main__":

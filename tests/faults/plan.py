@@ -114,15 +114,17 @@ _FAILURES: tuple[dict[str, object], ...] = (
 
 
 def jobs(seed: int, count: int, seconds: float) -> tuple[Job, ...]:
-    """The load: most jobs take a few steps of a few milliseconds; one in ten is cancelled, one in fifty fails, kills
-    its group or hangs."""
+    """The load: most jobs take a fraction of a second; one in ten is cancelled and one in twenty watched, those take a
+    second or two, so that something happens meanwhile; one in fifty fails, kills its group or hangs."""
     draw = random.Random(f"jobs {seed}")
     return tuple(_job(draw, f"{seed}-{number}", number * seconds / count) for number in range(count))
 
 
 def _job(draw: random.Random, key: str, at_s: float) -> Job:
-    steps = draw.randint(1, 12)
-    dummy: dict[str, object] = {"steps": steps, "step_ms": draw.choice((1, 2, 5, 10, 40))}
+    cancelled, watched = draw.random() < 0.1, draw.random() < 0.05
+    dummy: dict[str, object] = {"steps": draw.randint(1, 12), "step_ms": draw.choice((1, 5, 10, 20, 60))}
+    if cancelled or watched:
+        dummy = {"steps": draw.randint(10, 20), "step_ms": 100}
     may_fail = draw.random() < 0.02
     if may_fail:
         dummy |= draw.choice(_FAILURES)
@@ -138,7 +140,7 @@ def _job(draw: random.Random, key: str, at_s: float) -> Job:
             "dummy": dummy,
         },
         may_fail=may_fail,
-        cancel_after_s=round(draw.uniform(0.0, 1.5), 3) if draw.random() < 0.1 else None,
-        watched=draw.random() < 0.05,
+        cancel_after_s=round(draw.uniform(0.0, 1.5), 3) if cancelled else None,
+        watched=watched,
         sent_twice=draw.random() < 0.05,
     )
