@@ -94,8 +94,9 @@ class Fleet:
         ]
 
     def layouts(self, model: str) -> tuple[Layout, ...]:
-        """The same, each once."""
-        return tuple(dict.fromkeys(offer.layout for offer in self.offers(model)))
+        """The same, each once, in the order of the workers' names."""
+        leases = sorted(self.serving(model), key=lambda lease: lease.worker)
+        return tuple(dict.fromkeys(layout for lease in leases for layout in lease.layouts))
 
     def _silence(self, seen: Seen) -> float:
         return min(self._clock.monotonic() - seen.at, self._bus.contact_s())

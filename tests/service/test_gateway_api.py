@@ -58,12 +58,12 @@ IMPOSSIBLE = [
     "*",
     ">",
     "a" * 31,
-    "A" * 32,
     "a" * 33,
+    "A" * 32,
+    "ａ" * 32,
     "a" * 31 + "\n",
     "../../jobs",
     "..",
-    "ａ" * 32,
 ]
 
 
@@ -148,7 +148,7 @@ async def test_every_route_is_documented_and_nothing_else(
 
 async def test_the_document_holds_together(document: dict[str, object]) -> None:
     text = msgspec.json.encode(document).decode()
-    components = document["components"]["schemas"]  # type: ignore[index, call-overload]
+    components = document["components"]["schemas"]  # type: ignore[index]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(components)
     for schema in components.values():
         Draft202012Validator.check_schema(schema)
