@@ -34,16 +34,14 @@ class Scene:
     name: str
 
     async def outcome(self, job: str, dummy: dict[str, float | str] | None = None, **changes: object) -> Outcome:
-        """Run a job to its end."""
-        await self.begin(job, dummy, **changes)
+        """Run a job to its end; ``changes`` are those to the request."""
+        request = a_request(dummy=dummy, **changes)
+        assert await self.house.assign(job, request=request) == Accepted()
         return (await self.house.result(job)).outcome
 
-    async def begin(
-        self, job: str, dummy: dict[str, float | str] | None = None, *, run_timeout_s: float = 3600.0, **changes: object
-    ) -> None:
-        """Have a job accepted that pretends so; ``changes`` are those to the request."""
-        request = a_request(dummy=dummy, **changes)
-        assert await self.house.assign(job, request=request, run_timeout_s=run_timeout_s) == Accepted()
+    async def begin(self, job: str, dummy: dict[str, float | str], run_timeout_s: float = 3600.0) -> None:
+        """Have a job accepted that pretends so."""
+        assert await self.house.assign(job, request=a_request(dummy=dummy), run_timeout_s=run_timeout_s) == Accepted()
 
     async def stepping(self, job: str) -> None:
         """Wait for the job's first step."""
