@@ -96,7 +96,7 @@ def _show_bar(events: Iterator[Event | Away], console: Console) -> State:
 
 def _show_lines(events: Iterator[Event | Away], console: Console) -> State:
     state = State.QUEUED
-    stage = ""
+    stage, away = "", False
     for event in events:
         match event:
             case Transition(state=state):
@@ -107,8 +107,11 @@ def _show_lines(events: Iterator[Event | Away], console: Console) -> State:
                 if event.stage != stage:
                     stage = event.stage
                     console.print(f"  {words(stage)} {step_and_eta(event)}".rstrip(), highlight=False)
-            case Away(why=why):
+            case Away(why=why) if not away:
                 console.print(f"  {why}; trying again", highlight=False)
+            case Away():
+                pass
+        away = isinstance(event, Away)
     return state
 
 

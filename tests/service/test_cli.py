@@ -333,6 +333,7 @@ def test_elsewhere_a_line_is_printed_per_change(capsys: pytest.CaptureFixture[st
         ProgressView(epoch=1, stage="denoise", step=1, total_steps=8, eta_s=12.4, fraction=0.2),
         ProgressView(epoch=1, stage="denoise", step=2, total_steps=8, eta_s=11, fraction=0.3),
         Away("the gateway is away"),
+        Away("the gateway is still away"),
         Transition(index=3, state=State.FAILED),
     ]
     assert show(iter(events), Console(), bar=True) is State.FAILED
