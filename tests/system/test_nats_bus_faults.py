@@ -19,7 +19,7 @@ from shared.nats_bus.streams import check_version, config_of
 from shared.topology import BUCKETS, BucketSpec
 from tests.support.bus_world import BOUND_S, KEPT, SPECS, NatsWorld, Reader
 from tests.support.clock import FakeClock
-from tests.support.nats_server import NatsServer
+from tests.support.nats_server import NatsServer, free_port
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.system
@@ -147,6 +147,30 @@ async def test_connecting_waits_for_the_server(nats_server: NatsServer) -> None:
         bus = await connecting
     assert await bus.bucket("kept").put("k", b"1") == 1
     await bus.close()
+
+
+async def test_of_several_servers_one_that_answers_is_enough(nats_server: NatsServer) -> None:
+    for _ in range(4):  # in what order they are tried is drawn
+        urls = f"nats://127.0.0.1:{free_port()}, {nats_server.settings().nats_url}"
+        async with asyncio.timeout(BOUND_S):
+            bus = await connect(replace(nats_server.settings(), nats_url=urls), name="a", specs=SPECS)
+        assert await bus.bucket("kept").put("k", b"1") > 0
+        await bus.close()
+
+
+async def test_a_handler_may_close_its_bus(world: NatsWorld) -> None:
+    bus, other = await world.connect("a"), await world.connect("b")
+    closed = asyncio.Event()
+
+    async def handler(payload: bytes) -> None:
+        await bus.close()
+        closed.set()
+
+    await bus.subscribe("end", handler)
+    await other.publish("end", b"")
+    await world.of(closed.wait())
+    with pytest.raises(BusUnavailable):
+        await bus.round_trip()
 
 
 async def test_connecting_can_be_given_up(nats_server: NatsServer) -> None:
