@@ -100,6 +100,10 @@ class Group:
         self.send(link.Run(job=job, epoch=1, request=request, inputs=inputs or {}, out_dir=str(out)))
         return out
 
+    def hang_up(self) -> None:
+        """Close the link, as a dead agent's kernel would."""
+        self._socket.close()
+
     def wait(self, bound_s: float = 60.0) -> int:
         """The exit status, once the group has ended by itself."""
         try:

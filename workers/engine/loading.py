@@ -1,7 +1,7 @@
 """Reads a checkpoint's weights into diffusers' and transformers' model classes.
 
 Host memory: a diffusers part is built without weights and filled tensor by tensor from memory-mapped files, so that on
-CPU the ranks of a group share the page cache, and on a device the host never holds more than one tensor extra.
+a device the host never holds more than one tensor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from workers.engine.errors import CannotLoad
 
 #: Told the fraction of bytes read, and what is being read.
 OnLoading = Callable[[float, str], None]
+
+_ALIGNMENT = 64
 
 
 class Components(Struct, frozen=True):
@@ -108,13 +110,19 @@ def _fill(
             for name, info in found.items():
                 keep = any(word in name.split(".") for word in in_float32)
                 tensor = tensors.get_tensor(name).to(device=device, dtype=torch.float32 if keep else dtype)
-                _assign(model, name, tensor)
+                _assign(model, name, _aligned(tensor))
                 progress.add(info.data_offsets[1] - info.data_offsets[0], part)
         seen |= found.keys()
     missing = sorted(wanted.keys() - seen)
     if missing:
         raise CannotLoad(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
     return model.to(device).eval().requires_grad_(False)
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """CPU kernels round differently on memory that is not aligned as torch's own allocations are; a mapped file is
+    not, sharded weights are, and both must give the same bits."""
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
