@@ -87,8 +87,12 @@ class Fleet:
     def stop(self, bound_s: float = 60.0) -> int:
         """SIGTERM to the supervisor; its exit code. Nothing of the fleet is left alive afterwards."""
         process = self._process
-        if process is None or process.poll() is not None:
-            return 0 if process is None else process.returncode
+        if process is None:
+            return 0
+        if process.poll() is not None:
+            if process.stdout is not None:
+                process.stdout.close()
+            return process.returncode
         family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         try:
