@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 import uvloop
@@ -23,6 +23,8 @@ from shared.settings import Settings, load
 from shared.telemetry import configure, log
 
 _BACKLOG = 4096
+#: How long the first reading of the buckets may delay the word that the gateway is ready.
+_CATCH_UP_S = 30.0
 
 
 class _Server(uvicorn.Server):
@@ -51,6 +53,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            with suppress(TimeoutError):  # a bus that went away meanwhile: listening is of use all the same
+                async with asyncio.timeout(_CATCH_UP_S):
+                    await self._gateway.live.wait_caught_up()
             log(__name__).info("ready", url=self._url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -47,6 +47,8 @@ class Changes:
             return cancel(known.record, self._stamp(known))
 
         before, record = await self._write(job, tenant, move)
+        if record is not before:
+            _LOG.info("cancelled", job=job, epoch=record.epoch, state=record.state)
         # The order is written again for a job that is cancelling already: the first may have been lost.
         worker, incarnation = before.worker, before.incarnation
         if worker is not None and incarnation is not None and before.state not in TERMINAL:
@@ -100,6 +102,7 @@ class Changes:
             break
         else:
             raise _contended(job)
+        _LOG.info("deleted", job=job)
         try:
             await self._artifacts.delete_prefix(job)
         except ArtifactError as error:

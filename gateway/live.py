@@ -72,6 +72,7 @@ class Live:
         self._progress: dict[str, Progress] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._caught_up: set[str] = set()
+        self._all_caught_up = asyncio.Event()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -93,9 +94,13 @@ class Live:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def wait_caught_up(self) -> None:
+        """Return once all of the buckets have been read."""
+        await self._all_caught_up.wait()
+
     @property
     def caught_up(self) -> bool:
-        """Whether all of the buckets has been read once."""
+        """Whether all of the buckets have been read once."""
         return len(self._caught_up) == 4
 
     async def _follow(self, name: str, take: Callable[[Batch], None]) -> None:
@@ -105,6 +110,8 @@ class Live:
                     take(batch)
                     if batch.caught_up:
                         self._caught_up.add(name)
+                        if self.caught_up:
+                            self._all_caught_up.set()
             except Exception:
                 # A follower outlives everything that the bus knows of; what ends one is a fault of ours, and one
                 # that does not come back would freeze every stream.

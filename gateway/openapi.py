@@ -270,6 +270,9 @@ def operations(components: Json) -> tuple[Operation, ...]:
 def document(version: str) -> bytes:
     """The document as JSON."""
     _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+    for component in components.values():
+        if "description" in component:
+            component["description"] = " ".join(component["description"].replace("``", "`").split())
     paths: Json = {}
     for operation in operations(components):
         paths.setdefault(operation.path, {})[operation.method] = _described(operation)

@@ -111,6 +111,7 @@ class Submissions:
         except BusUnavailable:
             return await self._reread(record)
         self._live.put(record, revision)
+        _LOG.info("submitted", model=record.request.model, task=record.request.task, tenant=record.tenant)
         return record
 
     async def _reread(self, record: JobRecord) -> JobRecord:
