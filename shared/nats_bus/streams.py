@@ -87,7 +87,7 @@ def config_of(spec: BucketSpec, replicas: int) -> StreamConfig:
         duplicate_window=min(window, age) if age else window,
         allow_direct=True,
         allow_rollup_hdrs=True,
-        deny_delete=True,
+        deny_delete=False,  # ``purge`` deletes by sequence, see there
     )
 
 

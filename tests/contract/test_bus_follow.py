@@ -155,6 +155,26 @@ async def test_a_marker_is_followed_and_a_purge_is_not(world: World) -> None:
     await cold.close()
 
 
+async def test_a_purge_takes_nothing_else_from_a_reader_that_is_behind(world: World) -> None:
+    bucket = (await world.connect()).bucket("kept")
+    stream = bucket.follow()
+    await world.of(anext(stream))
+    count = 2000
+    for start in range(0, count, 100):
+        await asyncio.gather(*(bucket.put(f"k{n}", b"x" * 100) for n in range(start, start + 100)))
+    await bucket.purge(f"k{count - 2}")
+    seen: set[str] = set()
+
+    async def read_on() -> None:
+        async for batch in stream:
+            seen.update(entry.key for entry in batch.entries)
+            if f"k{count - 1}" in seen:
+                return
+
+    await world.of(read_on())
+    assert seen | {f"k{count - 2}"} == {f"k{n}" for n in range(count)}
+
+
 async def test_entries_that_went_by_themselves_are_not_followed(world: World) -> None:
     bucket = (await world.connect()).bucket("brief")
     await bucket.put("a", b"1")

@@ -101,7 +101,7 @@ def test_a_buckets_stream_has_what_the_contract_needs(spec: BucketSpec) -> None:
     config = config_of(spec, replicas=3)
     assert config.discard == "new"
     assert config.max_msgs_per_subject == 1
-    assert config.deny_delete
+    assert not config.deny_delete  # purge deletes by sequence
     assert config.num_replicas == 3
     assert config.max_bytes > 0
 
