@@ -140,11 +140,13 @@ class LocalFleet:
     def _make_folders(self) -> None:
         try:
             self.places.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if len(str(self.places.runtime)) > LONGEST_RUNTIME_DIR:
-                self._temporary = Path(tempfile.mkdtemp(prefix="genfleet-"))
-                self.places = Places(data=self.places.data, runtime=self._temporary)
             for folder in (self.places.runtime, self.places.logs, self.places.pools, self.places.jetstream):
                 folder.mkdir(exist_ok=True, mode=0o700)
+            if len(str(self.places.runtime)) > LONGEST_RUNTIME_DIR:
+                self._temporary = Path(tempfile.mkdtemp(prefix="genfleet-"))
+                short = self._temporary / "run"
+                short.symlink_to(self.places.runtime)
+                self.places = Places(data=self.places.data, runtime=short)
         except OSError as error:
             raise UpError(f"cannot make the data folder {self.places.data}: {error.strerror}") from error
 
