@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,12 @@ def test_an_option_wins_over_all_and_is_named_when_it_is_wrong() -> None:
     assert (settings.port, settings.group_size) == (9001, 4)
     with pytest.raises(SettingsError, match=r"^--group-size: Expected `int` >= 1"):
         load(environ, {"group_size": 0})
+
+
+def test_the_documentation_names_every_setting_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(GENFLEET_[A-Z_]+)` \| (?:`(.*?)`)? ?\| \S", page, re.MULTILINE)
+    defaults = Settings()
+    shown = {name: getattr(defaults, name) for name in Settings.__struct_fields__}
+    assert dict(rows) == {variable(name): "" if value in ("", None) else str(value) for name, value in shown.items()}
+    assert len(rows) == len(shown)
