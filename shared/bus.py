@@ -95,7 +95,8 @@ class Bucket(Protocol):
 
         Raises:
             KeyExists: it was, even if it is deleted now.
-            BucketFull: the bucket's limit is reached.
+            BucketFull: the bucket's limit is reached; so it is for writes that replace or delete.
+            ValueTooLarge: the value is larger than the bucket takes.
             BusUnavailable: no answer: it may have happened.
         """
         ...
@@ -118,7 +119,7 @@ class Bucket(Protocol):
 
         Raises:
             WrongRevision: it is not.
-            BusUnavailable: no answer: it may have happened.
+            BucketFull, BusUnavailable: as in ``create``.
         """
         ...
 
