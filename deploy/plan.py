@@ -4,9 +4,10 @@ devices. Pure: the supervisor in ``deploy.local`` makes the files, finds the por
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from msgspec.structs import replace
 
@@ -113,6 +114,8 @@ def pool_files(settings: Settings, cores: int) -> dict[str, str]:
             "width": settings.group_size,
             "threads": threads,
         }
+        if "/" in settings.model:
+            values["serve_as"] = model_name(settings.model)
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
         texts[name] = "\n".join(["# Written by `genfleet up` at each start.", *lines, ""])
     return texts
@@ -132,6 +135,8 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
         artifacts=str(places.artifacts) if settings.artifacts == Settings().artifacts else settings.artifacts,
         url="http://" + address(settings),
         log_file="",
+        # The queue of an earlier run may know other models: a job that names none means the one served now.
+        default_model=settings.default_model or model_name(settings.model),
         # A fleet that is stopped comes back with its jobs: its workers hand them back at once.
         drain_grace_s=0.0,
         runtime_dir=str(places.runtime),

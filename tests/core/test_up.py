@@ -116,7 +116,17 @@ def test_each_worker_has_a_pool_file_that_parses() -> None:
     assert [pool.name for pool in pools] == ["worker-0", "worker-1"]
     assert [pool.devices for pool in pools] == [(3, 2), (1, 0)]
     assert all((pool.width, pool.threads, pool.device) == (2, 2, "cpu") for pool in pools)
-    assert all(pool.model == '/models/a "b" é' for pool in pools)
+    assert all((pool.model, pool.serve_as) == ('/models/a "b" é', "a--b---") for pool in pools)
+    assert parse(pool_files(Settings(), cores=2)["worker-0"]).serve_as is None
+
+
+def test_a_job_that_names_no_model_means_the_one_that_is_served() -> None:
+    def default(**options: str) -> str:
+        return load_worker(planned(Settings(port=1, nats_port=2, **options))["gateway"]).default_model  # type: ignore[arg-type]
+
+    assert default() == "wan-demo"
+    assert default(model="/models/Wan2.1-T2V-14B-Diffusers") == "Wan2.1-T2V-14B-Diffusers"
+    assert default(model="dummy", default_model="other") == "other"
 
 
 def test_a_rank_has_a_thread_even_when_cores_are_few() -> None:
