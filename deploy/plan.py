@@ -121,6 +121,11 @@ def pool_files(settings: Settings, cores: int) -> dict[str, str]:
     return texts
 
 
+def model_name(model: str) -> str:
+    """The name under which jobs ask for a model of the catalogue, or for the checkpoint in a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", PurePath(model).name)[:64] if "/" in model else model
+
+
 def plan(settings: Settings, places: Places, programs: Programs, environ: Mapping[str, str]) -> tuple[ProcessSpec, ...]:
     """The processes of a fleet on one machine, in the order in which they are started.
 
