@@ -108,7 +108,8 @@ class BareFleet:
                 self.faults_found.append(f"{owned.name} {how} after SIGTERM:\n{owned.last_words()}")
         for owned in (*services, *brokers):
             if owned.own_ends:
-                self.faults_found.append(f"{owned.name} ended by itself with {owned.own_ends}, see {owned.log}")
+                times = f"{len(owned.own_ends)} times, with {sorted(set(owned.own_ends))}"
+                self.faults_found.append(f"{owned.name} ended by itself {times}, see {owned.log}")
         for left in await asyncio.to_thread(marked, self.run):
             with suppress(psutil.Error):
                 self.faults_found.append(f"left behind: {' '.join(left.cmdline())}")
