@@ -19,7 +19,7 @@ from workers.engine.course import Alone, Course, Silent, Where
 from workers.engine.errors import AgreedFailure, StoppedAt
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
-from workers.engine.lockstep import Beat, Leave, Lockstep, Work
+from workers.engine.lockstep import Beat, Command, Leave, Lockstep, Work
 from workers.engine.media import read_picture
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
@@ -186,7 +186,7 @@ def poisoned_then_next(ranks: Ranks, folder: Path, request: JobRequest, bad: int
 def commands(ranks: Ranks, request: JobRequest) -> list[str]:
     """Rank 0 leads three commands; what every rank saw."""
     control = lockstep(ranks)
-    sent = [Beat(), Work(request, Layout(cfg=2), {}), Leave()]
+    sent: list[Command] = [Beat(), Work(request, Layout(cfg=2), {}), Leave()]
     if ranks.rank == 0:
         for command in sent:
             control.lead(command)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.messages import AttentionCache
+from shared.messages import AttentionCache, Layout
 from tests.engine import cases
 from tests.engine.requests import image_request, picture, request
 from tests.support.gloo import Gloo
@@ -17,7 +17,7 @@ Groups = Callable[[int], Gloo]
 Folders = Callable[[str], Path]
 
 
-def check(alone: cases.Outcome, made: list[list[tuple[object, cases.Outcome]]]) -> None:
+def check(alone: cases.Outcome, made: list[list[tuple[Layout, cases.Outcome]]]) -> None:
     for rank, layouts in enumerate(made):
         for layout, outcome in layouts:
             difference = np.abs(outcome.latents - alone.latents).max()

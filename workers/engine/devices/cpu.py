@@ -24,10 +24,3 @@ class Cpu(Device):
     def memory(self) -> Memory:
         host = psutil.virtual_memory()
         return Memory(free=host.available, total=host.total)
-
-    @override
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        # torch's CPU allocator has no type of its own for it: the C++ text is the only sign there is.
-        return super().is_out_of_memory(error) or (
-            type(error) is RuntimeError and "DefaultCPUAllocator" in str(error) and "allocate memory" in str(error)
-        )

@@ -315,9 +315,9 @@ class Wan:
                 with course.agreed(done):
                     if split is None:
                         frames = next(chunks, [])
-                    if output is not None:
-                        for frame in frames:
-                            output.write(frame)
+                    # Taken out of the list, so that none lives on while the next latent frame is decoded.
+                    while output is not None and frames:
+                        output.write(frames.pop(0))
                 course.reach(Stage.DECODE, done, total)
             course.reach(Stage.MUX, done, total)
             with course.agreed(done):

@@ -25,13 +25,11 @@ def frames(vae: Any, latents: Tensor, split: WidthSplit | None) -> Iterator[list
         split: the width split to use; its degree divides w.
     """
     if split is None:
-        for chunk in causal.decode(vae, latents):
-            yield _to_frames(to_uint8(chunk))
+        yield from map(_to_frames, map(to_uint8, causal.decode(vae, latents)))
         return
     with split.active():
-        for chunk in causal.decode(vae, split.part(latents)):
-            whole = _gathered(to_uint8(chunk), split)
-            yield _to_frames(whole) if whole is not None else []
+        for part in map(to_uint8, causal.decode(vae, split.part(latents))):
+            yield _to_frames(_gathered(part, split))
 
 
 def to_uint8(chunk: Tensor) -> Tensor:
@@ -46,6 +44,8 @@ def _gathered(part: Tensor, split: WidthSplit) -> Tensor | None:
     return torch.cat(parts, 2) if split.index == 0 else None
 
 
-def _to_frames(whole: Tensor) -> list[Frame]:
+def _to_frames(whole: Tensor | None) -> list[Frame]:
+    if whole is None:
+        return []
     host: np.ndarray[Any, np.dtype[np.uint8]] = whole.cpu().numpy()
     return list(host)

@@ -30,7 +30,15 @@ def _video(image: Tensor, frames: int, mode: Mode) -> Iterator[Tensor]:
         yield image.expand(-1, -1, size, -1, -1) if repeat else torch.zeros_like(image).repeat(1, 1, size, 1, 1)
 
 
-def condition(vae: Any, picture: Picture, frames: int, temporal: int, mode: Mode, device: torch.device, split: WidthSplit | None = None) -> Tensor:
+def condition(
+    vae: Any,
+    picture: Picture,
+    frames: int,
+    temporal: int,
+    mode: Mode,
+    device: torch.device,
+    split: WidthSplit | None = None,
+) -> Tensor:
     """The transformer's condition channels, [1, temporal + z, f, h, w], float32: a mask that is 1 at frame 0, folded
     by the VAE's compression in time, then the latents of the condition video.
 

@@ -61,7 +61,12 @@ def decode(vae: Any, latents: Tensor) -> Iterator[Tensor]:
     z = vae.post_quant_conv(latents / inverse + mean)
     features: list[Any] = [None] * vae._cached_conv_counts["decoder"]
     for index in range(z.shape[2]):
-        pixels = vae.decoder(z[:, :, index : index + 1], feat_cache=features, feat_idx=[0], first_chunk=index == 0)
-        if vae.config.patch_size is not None:
-            pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
-        yield pixels.clamp(-1.0, 1.0)
+        yield _chunk(vae, z[:, :, index : index + 1], features, is_first=index == 0)
+
+
+def _chunk(vae: Any, z: Tensor, features: list[Any], is_first: bool) -> Tensor:
+    """One latent frame's pixels; a function of its own, so that nothing of the last chunk lives on during the next."""
+    pixels: Tensor = vae.decoder(z, feat_cache=features, feat_idx=[0], first_chunk=is_first)
+    if vae.config.patch_size is not None:
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    return pixels.clamp(-1.0, 1.0)
