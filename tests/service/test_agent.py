@@ -195,6 +195,29 @@ async def test_a_second_job_finds_it_busy(scene: Scene) -> None:
     assert await scene.house.assign("job2") == Busy()
 
 
+async def test_an_assignment_waits_for_a_result_on_its_way(scene: Scene) -> None:
+    """The scheduler may see a result, and send the next job, before the agent hears that the result is there."""
+    run = await scene.run("job1")
+    scene.house.broker.refuse(RESULTS.name)
+    scene.done(run)
+    await until(lambda: scene.house.metric("genfleet_attempts_total", outcome="succeeded"))
+    next_job = asyncio.ensure_future(scene.house.assign("job2"))
+    await scene.clock.advance(0.2)
+    assert await next_job == Accepted()
+    assert scene.house.result_now("job1") is not None
+
+
+async def test_a_result_that_stays_on_its_way_is_a_job_that_is_held(scene: Scene) -> None:
+    run = await scene.run("job1")
+    for _ in range(5):
+        scene.house.broker.refuse(RESULTS.name)
+    scene.done(run)
+    await until(lambda: scene.house.metric("genfleet_attempts_total", outcome="succeeded"))
+    next_job = asyncio.ensure_future(scene.house.assign("job2"))
+    await scene.clock.advance(0.6)
+    assert await next_job == Busy()
+
+
 async def test_another_start_is_told_so(scene: Scene) -> None:
     assert await scene.house.send("job1", incarnation="i0") == WrongIncarnation(incarnation=INCARNATION)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from shared.artifacts import Artifacts, open_store
 from shared.bus import Bus
 from shared.clock import Clock
+from shared.errors import BusUnavailable
 from shared.lifecycle import Stamp, assign, born, run
 from shared.messages import (
     Assign,
@@ -57,6 +58,17 @@ async def until(probe: Callable[[], T | bool | None], what: str = "") -> T:
             if found:
                 return found  # type: ignore[return-value]
             await asyncio.sleep(0.001)
+
+
+async def eventually(probe: Callable[[], Awaitable[T | None]], what: str) -> T:
+    """As ``until``, for a probe that must itself ask; one that fails with the bus has found nothing."""
+    async with asyncio.timeout(BOUND_S):
+        while True:
+            with contextlib.suppress(BusUnavailable):
+                found = await probe()
+                if found is not None:
+                    return found
+            await asyncio.sleep(0.02)
 
 
 class ScriptedRank:

@@ -48,6 +48,8 @@ from workers.pool import Pool
 
 #: Seconds after which a lease that was not confirmed is tried again.
 RETRY_S = 0.5
+#: Seconds that an assignment waits for the present job's result to be confirmed.
+SETTLE_S = 0.5
 
 _log = log(__name__)
 
@@ -282,6 +284,9 @@ class Agent:
             assign = decode(payload, Assign)
         except UNREADABLE as error:
             return encode(CannotServe(message=f"this worker's version cannot read it: {error}"[:500]))
+        if self._work.delivering:
+            # Whoever saw the result may be faster with the next job than the bus with its word that it has the result.
+            await first(self._clock.sleep(SETTLE_S), self._wait(self._work.free))
         last_epoch = self._accepts.last(assign.job)
         reply = answer(assign, self._situation, last_epoch)
         if not isinstance(reply, Accepted):

@@ -30,6 +30,7 @@ class Work:
     Attributes:
         attempt: the attempt at it; None while there is none.
         free: set while there is none.
+        delivering: only the result's way to the bus is left.
         step_s: measured seconds per denoising step, by model.
     """
 
@@ -62,6 +63,7 @@ class Work:
         self.attempt: Attempt | None = None
         self.free = asyncio.Event()
         self.free.set()
+        self.delivering = False
         self.step_s: dict[str, float] = {}
 
     @property
@@ -105,6 +107,7 @@ class Work:
             _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
             if attempt.stored:
                 self._results.watch(assign.job, assign.epoch)
+            self.delivering = True
             if outcome is not None:
                 await self._results.deliver(
                     Result(
@@ -117,6 +120,7 @@ class Work:
                     )
                 )
         self.attempt = None
+        self.delivering = False
         self.free.set()
         self._changed()
 
