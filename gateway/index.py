@@ -62,32 +62,31 @@ class JobIndex:
         self.states: Counter[str] = Counter()
 
     def add(self, record: JobRecord) -> None:
-        place = Place(record.created_at, record.id)
-        for key in _lists_of(record):
-            self._lists[key].add(place)
+        self._put(_entries(record))
         self.states[record.state] += 1
 
     def remove(self, record: JobRecord) -> None:
-        place = Place(record.created_at, record.id)
-        for key in _lists_of(record):
+        self._drop(_entries(record))
+        self.states[record.state] -= 1
+
+    def move(self, before: JobRecord, after: JobRecord) -> None:
+        """The record changed: nearly always its state alone."""
+        old, new = _entries(before), _entries(after)
+        self._drop(old - new)
+        self._put(new - old)
+        self.states[before.state] -= 1
+        self.states[after.state] += 1
+
+    def _put(self, entries: frozenset[_Entry]) -> None:
+        for key, place in entries:
+            self._lists[key].add(place)
+
+    def _drop(self, entries: frozenset[_Entry]) -> None:
+        for key, place in entries:
             places = self._lists[key]
             places.remove(place)
             if not places:
                 del self._lists[key]
-        self.states[record.state] -= 1
-
-    def move(self, before: JobRecord, after: JobRecord) -> None:
-        """The record changed; its tenant, age, model and task never do, so only its state is looked at."""
-        if before.state == after.state:
-            return
-        place = Place(after.created_at, after.id)
-        key = (before.tenant, "state", str(before.state))
-        self._lists[key].remove(place)
-        if not self._lists[key]:
-            del self._lists[key]
-        self._lists[(after.tenant, "state", str(after.state))].add(place)
-        self.states[before.state] -= 1
-        self.states[after.state] += 1
 
     def newest(self, tenant: str, filters: Filters, before: Place | None) -> Iterator[Place]:
         """Places newest first, older than ``before``: of the narrowest index that holds all wanted jobs, so the caller
@@ -106,13 +105,20 @@ class JobIndex:
         )
 
 
-def _lists_of(record: JobRecord) -> tuple[tuple[str, str, str], ...]:
+#: One job in one list: the list's name (tenant, by what, which) and the job's place in it.
+_Entry = tuple[tuple[str, str, str], Place]
+
+
+def _entries(record: JobRecord) -> frozenset[_Entry]:
     tenant = record.tenant
-    return (
-        (tenant, "all", ""),
-        (tenant, "state", str(record.state)),
-        (tenant, "model", record.request.model),
-        (tenant, "task", record.request.task),
+    place = Place(record.created_at, record.id)
+    return frozenset(
+        {
+            ((tenant, "all", ""), place),
+            ((tenant, "state", str(record.state)), place),
+            ((tenant, "model", record.request.model), place),
+            ((tenant, "task", record.request.task), place),
+        }
     )
 
 
