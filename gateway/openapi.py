@@ -205,7 +205,7 @@ def operations(components: Json) -> tuple[Operation, ...]:
                 "`deleted`; ends after the terminal transition."
             ),
             parameters=(_ID, _header("Last-Event-ID", "go on after the transition with this index")),
-            answers={200: "text/event-stream"},
+            answers={200: "text/event-stream", 204: None},
             problems=(400, 404, 410, 503),
         ),
         *(

@@ -6,24 +6,31 @@ from functools import partial
 
 from litestar import get
 from litestar.params import FromPath
-from litestar.response import Stream
+from litestar.response import Response, Stream
 
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem
+from shared.messages import TERMINAL
 
 #: Proxies must neither keep nor collect what is sent.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 @get("/v1/jobs/{job_id:str}/events")
-async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream:
-    """Transitions from the beginning, or after ``Last-Event-ID``; progress as it comes; ends with the terminal one."""
+async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream | Response[bytes]:
+    """Transitions from the beginning, or after ``Last-Event-ID``; progress as it comes; ends with the terminal one.
+
+    A client that comes back with the terminal one's id gets 204, which tells a browser's EventSource to stay away; it
+    would otherwise connect again and again.
+    """
     live = gateway_of(request).live
     job = ids.parse(job_id)
     next_index = _next_index(request.headers.get("last-event-id"))
-    await live.find(job, tenant_of(request))
+    record = (await live.find(job, tenant_of(request))).record
+    if record.state in TERMINAL and next_index > record.transitions[-1].index:
+        return Response(b"", status_code=204)
     return Stream(
         live.streams.events(job, partial(live.now, job), next_index),
         media_type="text/event-stream",
