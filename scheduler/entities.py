@@ -132,6 +132,7 @@ class Worker:
         "queues",
         "refusals",
         "seen",
+        "silent",
         "state",
         "superseded",
         "wake",
@@ -159,5 +160,7 @@ class Worker:
         self.zombies: dict[tuple[str, int], float] = {}
         self.paused_until = 0.0
         self.refusals = 0
+        #: It did not answer since its last renewal.
+        self.silent = False
         self.queues: list[Queue] = []
         self.wake: float | None = None

@@ -104,6 +104,7 @@ def learn_answer(state: CoreState, name: str, epoch: int, answer: Answer) -> Non
         times = state.times
         pause = min(times.pause_s * 2.0**worker.refusals, times.pause_max_s)
         worker.refusals = min(worker.refusals + 1, 16)
+        worker.silent = refused.silent
         worker.paused_until = state.now + pause
         state.wake_worker(worker, worker.paused_until)
         state.refresh(worker)

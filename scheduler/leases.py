@@ -32,7 +32,7 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
         return
     else:
         came = worker.gone
-    worker.gone = False
+    worker.gone = worker.silent = False
     worker.beat, worker.seen, worker.lease_s = lease.beat, state.now, lease.lease_s
     worker.capacity = lease.capacity
     worker.held = frozenset((held.job, held.epoch) for held in lease.held)

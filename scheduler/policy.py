@@ -41,7 +41,7 @@ class Times(Struct, frozen=True, kw_only=True):
     avoid_s: float = 30.0
     refused_s: float = 30.0
     run_grace_s: float = 300.0
-    pause_s: float = 0.25
+    pause_s: float = 0.1
     pause_max_s: float = 5.0
     gap_s: float = 2.0
     write_retry_s: float = 5.0
@@ -119,6 +119,8 @@ class Refusal(Struct, frozen=True, kw_only=True):
     message: str
     pause_worker: bool
     strict: bool = False
+    #: The worker may be dead: nothing more goes there before its lease is renewed.
+    silent: bool = False
 
 
 def refusal(answer: Answer) -> Refusal | None:
@@ -135,6 +137,8 @@ def refusal(answer: Answer) -> Refusal | None:
         case CannotServe(message=message):
             return Refusal(reason=Reason.CANNOT_SERVE, message=message, pause_worker=False, strict=True)
         case NoListener():
-            return Refusal(reason=Reason.NO_RESPONSE, message="the worker was not listening", pause_worker=True)
+            message = "the worker was not listening"
+            return Refusal(reason=Reason.NO_RESPONSE, message=message, pause_worker=True, silent=True)
         case NoAnswer():
-            return Refusal(reason=Reason.NO_RESPONSE, message="the worker did not answer", pause_worker=True)
+            message = "the worker did not answer"
+            return Refusal(reason=Reason.NO_RESPONSE, message=message, pause_worker=True, silent=True)

@@ -76,7 +76,7 @@ class CoreState:
 
     def available(self, worker: Worker) -> bool:
         """Whether the worker can be given a job of a wish that it serves."""
-        alive = worker.incarnation is not None and not worker.gone
+        alive = worker.incarnation is not None and not worker.gone and not worker.silent
         return alive and self.now >= worker.paused_until and self.slots(worker) > 0
 
     # --- jobs --------------------------------------------------------------------------------------------------
