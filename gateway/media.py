@@ -8,7 +8,7 @@ Sources: PNG (ISO/IEC 15948) IHDR; JPEG (ITU-T T.81) SOFn segments; WebP (RFC 96
 from __future__ import annotations
 
 from io import SEEK_CUR
-from typing import BinaryIO
+from typing import IO
 
 from msgspec import Struct
 
@@ -32,7 +32,7 @@ class Media(Struct, frozen=True, kw_only=True):
     height: int = 0
 
 
-def inspect(file: BinaryIO, field: str, allowed: frozenset[str] = IMAGES | VIDEOS) -> Media:
+def inspect(file: IO[bytes], field: str, allowed: frozenset[str] = IMAGES | VIDEOS) -> Media:
     """What the file is. Reads from its beginning and leaves it there.
 
     Raises:
@@ -69,7 +69,7 @@ def _type(head: bytes) -> str:
     return ""
 
 
-def _sides(file: BinaryIO, media_type: str) -> tuple[int, int]:
+def _sides(file: IO[bytes], media_type: str) -> tuple[int, int]:
     match media_type:
         case "image/png":
             head = _exactly(file, 33)
@@ -84,7 +84,7 @@ def _sides(file: BinaryIO, media_type: str) -> tuple[int, int]:
             return 0, 0
 
 
-def _jpeg_sides(file: BinaryIO) -> tuple[int, int]:
+def _jpeg_sides(file: IO[bytes]) -> tuple[int, int]:
     file.seek(2)
     for _ in range(_MAX_JPEG_SEGMENTS):
         (mark,) = _exactly(file, 1)
@@ -123,7 +123,7 @@ def _webp_sides(head: bytes) -> tuple[int, int]:
             raise ValueError
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _exactly(file: IO[bytes], size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
         raise ValueError

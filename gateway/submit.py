@@ -229,7 +229,7 @@ class Submissions:
                 file.write(chunk)
         except ArtifactNotFound:
             raise invalid(field, "no such file") from None
-        media = inspect(file, field)  # type: ignore[arg-type]
+        media = inspect(file, field)
         return Input(key=key, media_type=media.media_type, size=stored.size, sha256=sha256)
 
     async def _output(self, tenant: str, job: str, index: int, field: str) -> Input:

@@ -230,7 +230,7 @@ def finish(file: IO[bytes], sha256: str, size: int, field: str) -> Upload:
         InvalidRequest: nothing that a model takes.
     """
     file.flush()
-    media = inspect(file, field)  # type: ignore[arg-type]
+    media = inspect(file, field)
     return Upload(
         path=Path(file.name),
         sha256=sha256,

@@ -392,3 +392,31 @@ async def test_another_jobs_output_can_be_an_input(gw: GatewayUnderTest, fleet: 
     assert (await gw.artifacts.stat(record.request.image.key)).size == len(PNG), "it outlives that job"
     answer = await gw.client.post("/v1/jobs", json={"prompt": "a", "image": f"job:{view['id']}/outputs/0"})
     assert "has 0 outputs" in str(problem(answer, 422)["detail"])
+
+
+async def test_a_form_may_refer_to_a_kept_file(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await gw.client.post("/v1/files", content=PNG, headers={"Content-Type": "image/png"})
+    last = png(64)
+    answer = await gw.client.post(
+        "/v1/jobs", data={"prompt": "a", "image": f"file:{SHA}"}, files={"last_image": ("last.png", last)}
+    )
+    assert answer.status_code == 202, answer.text
+    request = (await fleet.record(answer.json()["id"])).request
+    assert request.image is not None
+    assert request.last_image is not None
+    assert (request.image.sha256, request.last_image.sha256) == (SHA, hashlib.sha256(last).hexdigest())
+
+
+async def test_a_form_too_long_is_refused(broker: MemoryBroker, tmp_path: Path) -> None:
+    async with gateway(broker, tmp_path, Settings(max_body_bytes=1000)) as gw:
+        await Fleet(broker, gw.artifacts, gw.clock).announce()
+        long = PNG + b"\0" * 1000
+        problem(await gw.client.post("/v1/jobs", data={"prompt": "a"}, files={"image": ("x.png", long)}), 413)
+        problem(await gw.client.post("/v1/files", content=long, headers={"Content-Type": "image/png"}), 413)
+        assert not (tmp_path / "inputs").exists(), "nothing was kept"
+
+
+async def test_nothing_is_stored_for_a_refused_submit(gw: GatewayUnderTest, tmp_path: Path) -> None:
+    answer = await gw.client.post("/v1/jobs", data={"prompt": "a", "steps": "999"}, files={"image": ("x.png", PNG)})
+    problem(answer, 422)
+    assert not (tmp_path / "artifacts" / "inputs").exists()
