@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -34,7 +35,7 @@ from shared.messages import (
     encode,
 )
 from shared.topology import JOBS, RESULTS, WORKERS, assign_subject, result_key
-from tests.support.nats_server import NatsServer
+from tests.support.nats_server import NatsServer, free_port
 from tests.support.scripted_rank import BOUND_S, a_request, eventually, until
 from workers.agent.process import MARK
 
@@ -50,6 +51,7 @@ class Worker:
     process: psutil.Popen
     bus: Bus
     log: Path
+    metrics_port: int = 0
 
     async def lease(self, state: WorkerState) -> WorkerLease:
         """Wait for a lease that says so."""
@@ -100,7 +102,7 @@ class Worker:
 
 
 @contextmanager
-def agent_process(server: NatsServer, folder: Path) -> Iterator[tuple[psutil.Popen, Path]]:
+def agent_process(server: NatsServer, folder: Path, metrics_port: int = 0) -> Iterator[tuple[psutil.Popen, Path]]:
     pool = folder / "pool.toml"
     pool.write_text('model = "dummy"\n[limits]\nstop_grace_s = 5\n')
     log = folder / "worker.log"
@@ -115,6 +117,7 @@ def agent_process(server: NatsServer, folder: Path) -> Iterator[tuple[psutil.Pop
         "GENFLEET_RUNTIME_DIR": str(folder / "run"),
         "GENFLEET_LEASE_S": "1",
         "GENFLEET_DRAIN_GRACE_S": "0",
+        "GENFLEET_WORKER_METRICS_PORT": str(metrics_port),
     }
     with log.open("w") as file:
         process = psutil.Popen([sys.executable, "-m", "workers.agent"], cwd=ROOT, env=environ, stderr=file)
@@ -130,8 +133,9 @@ def agent_process(server: NatsServer, folder: Path) -> Iterator[tuple[psutil.Pop
 async def _worker(server: NatsServer, folder: Path) -> AsyncIterator[Worker]:
     bus = await nats_bus.connect(server.settings(), name="test")
     try:
-        with agent_process(server, folder) as (process, log):
-            yield Worker(process, bus, log)
+        port = free_port()
+        with agent_process(server, folder, port) as (process, log):
+            yield Worker(process, bus, log, port)
     finally:
         await bus.close()
 
@@ -155,6 +159,15 @@ async def test_it_says_when_it_is_ready_and_sigterm_hands_the_job_back(worker: W
     assert [line["worker"] for line in lines if line["event"] == "ready"] == ["w1"]
     about = [line for line in lines if line["event"] == "attempt_ended"]
     assert [(line["job"], line["epoch"]) for line in about] == [("job1", 1)]
+
+
+async def test_its_metrics_can_be_read(worker: Worker) -> None:
+    await worker.begin("job1", step_ms=1)
+    await worker.outcome("job1")
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://127.0.0.1:{worker.metrics_port}/metrics")).text
+    assert 'genfleet_attempts_total{outcome="succeeded"} 1.0' in text
+    assert "genfleet_group_width 1.0" in text
 
 
 async def test_a_broker_restart_during_a_job_costs_nothing(worker: Worker, nats_server: NatsServer) -> None:

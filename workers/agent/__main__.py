@@ -45,14 +45,28 @@ def private_folder(given: Settings, worker: str) -> Path:
     return folder
 
 
+def serve_metrics(given: Settings, metrics: AgentMetrics) -> None:
+    """Answer ``/metrics`` in a thread of its own, if a port is set.
+
+    Raises:
+        SettingsError: nobody can listen there.
+    """
+    if not given.worker_metrics_port:
+        return
+    try:
+        prometheus_client.start_http_server(given.worker_metrics_port, given.metrics_host, metrics.registry)
+    except OSError as error:
+        where = f"{given.metrics_host}:{given.worker_metrics_port}"
+        raise SettingsError(f"GENFLEET_WORKER_METRICS_PORT: cannot listen on {where}: {error}") from error
+
+
 async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
     """Run the agent until it is told to go."""
     worker = worker_name(given, pool, socket.gethostname())
     incarnation = fresh_incarnation()
     folder = await asyncio.to_thread(private_folder, given, worker)
     metrics = AgentMetrics()
-    if given.worker_metrics_port:
-        prometheus_client.start_http_server(given.worker_metrics_port, given.metrics_host, metrics.registry)
+    serve_metrics(given, metrics)
     artifacts = await asyncio.to_thread(open_store, given.artifacts)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

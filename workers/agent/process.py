@@ -79,8 +79,10 @@ class LocalProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         left = await asyncio.to_thread(kill_marked, self._mark)
         if left:
+            # In an uninterruptible wait for a device, most likely. Waiting on with them helps nobody.
             _log.error("group_processes_left", pids=left)
-        await self._process.wait()
+        if self._process.pid not in left:
+            await self._process.wait()
 
 
 class LocalLauncher:
