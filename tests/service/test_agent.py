@@ -1,25 +1,19 @@
-"""The agent towards the bus: lease, assignments, progress, results, cancel, drain. Scripted rank, fake clock."""
+"""The agent towards the bus: lease, assignments, inputs, results, progress. Scripted rank, fake clock."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from shared.lifecycle import Stamp, cancel
 from shared.messages import (
     Accepted,
     Busy,
-    Cancelled,
-    CancelOrder,
     CannotServe,
-    Draining,
-    DrainOrder,
     Failed,
     Held,
     Input,
@@ -28,69 +22,29 @@ from shared.messages import (
     Parallel,
     Progress,
     Reason,
-    Returned,
     Succeeded,
-    WorkerLease,
     WorkerState,
     WrongIncarnation,
     decode,
     encode,
 )
-from shared.settings import Settings
-from shared.topology import MODELS, ORDERS, PROGRESS, RESULTS, WORKERS, cancel_key, drain_key, nudge_subject
-from tests.support.clock import FakeClock
-from tests.support.memory_bus import Write
+from shared.topology import MODELS, PROGRESS, RESULTS, WORKERS
+from tests.support.agent_scene import Scene, ready_scene
 from tests.support.scripted_rank import (
     INCARNATION,
     WORKER,
-    AgentHouse,
-    ScriptedLauncher,
-    ScriptedRank,
     a_request,
-    agent_house,
     until,
 )
 from workers.agent.lease import Superseded
 from workers.engine.dummy import card
-from workers.link import Broke, Cancel, Done, LinkClosed, OutputFile, Pulse, Quit, Refused, Run, Stopped
-from workers.pool import Pool, PoolLimits
-
-LIMITS = PoolLimits(silence_timeout_s=100_000.0, stop_grace_s=30.0)
-
-
-@dataclass
-class Scene:
-    """An agent whose scripted group is ready."""
-
-    house: AgentHouse
-    clock: FakeClock
-    launcher: ScriptedLauncher
-    rank: ScriptedRank
-
-    async def run(self, job: str, epoch: int = 1, **given: object) -> Run:
-        """Assign a job and take its Run at rank 0."""
-        assert await self.house.assign(job, epoch, **given) == Accepted()  # type: ignore[arg-type]
-        frame = await self.rank.hear()
-        assert isinstance(frame, Run)
-        assert (frame.job, frame.epoch) == (job, epoch)
-        return frame
-
-    def done(self, run: Run, **used: int) -> None:
-        """Rank 0 answers with one file."""
-        (Path(run.out_dir) / "0.png").write_bytes(b"picture")
-        file = OutputFile(name="0.png", media_type="image/png", width=64, height=64, num_frames=1, fps=0)
-        self.rank.say(Done(job=run.job, epoch=run.epoch, files=(file,), used=dict(used)))
+from workers.link import Broke, Done, OutputFile, Pulse, Refused
 
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    clock, launcher = FakeClock(), ScriptedLauncher()
-    pool = Pool(model="dummy", limits=LIMITS)
-    async with agent_house(clock, launcher, tmp_path, pool=pool, settings=Settings(drain_grace_s=60.0)) as house:
-        rank = await launcher.launched()
-        await rank.come_up(Layout())
-        await house.state(WorkerState.IDLE)
-        yield Scene(house, clock, launcher, rank)
+    async with ready_scene(tmp_path) as scene:
+        yield scene
 
 
 # --- lease and models ------------------------------------------------------------------------------------------------
@@ -364,193 +318,3 @@ async def test_the_lease_tells_measured_seconds_per_step(scene: Scene) -> None:
     scene.done(run)
     await scene.house.result("job1")
     assert (await scene.house.state(WorkerState.IDLE)).step_s == {"dummy": 0.5}
-
-
-# --- cancel and timeout ----------------------------------------------------------------------------------------------
-
-
-async def _order_cancel(scene: Scene, job: str, epoch: int = 1) -> None:
-    key = cancel_key(WORKER, INCARNATION, job, epoch)
-    await scene.house.bus.bucket(ORDERS.name).put(key, encode(CancelOrder(job=job, epoch=epoch)))
-
-
-async def test_a_nudged_cancel_stops_the_job_at_once_and_the_group_goes_on(scene: Scene) -> None:
-    await scene.run("job1")
-    await _order_cancel(scene, "job1")
-    await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-    scene.rank.say(Stopped(job="job1", epoch=1, step=4))
-    assert (await scene.house.result("job1")).outcome == Cancelled()
-    await scene.house.state(WorkerState.IDLE)
-    await scene.run("job2")
-    assert not scene.rank.killed()
-
-
-async def test_a_cancel_without_its_nudge_is_seen_at_the_next_renewal(scene: Scene) -> None:
-    await scene.run("job1")
-    await _order_cancel(scene, "job1")
-    await scene.clock.advance(2.1)
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-
-
-async def test_a_cancel_of_another_epoch_is_nothing(scene: Scene) -> None:
-    run = await scene.run("job1", epoch=2)
-    await _order_cancel(scene, "job1", 1)
-    await scene.clock.advance(5)
-    scene.done(run)
-    assert isinstance((await scene.house.result("job1", 2)).outcome, Succeeded)
-
-
-async def test_a_cancel_that_came_before_the_job_stops_it(scene: Scene) -> None:
-    await _order_cancel(scene, "job1")
-    await scene.run("job1")
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-
-
-async def test_a_cancelling_record_is_enough_if_its_order_was_never_written(scene: Scene) -> None:
-    await scene.house.send("job1")
-    await scene.rank.hear()
-    record = await scene.house.write_running("job1")
-    await scene.house.write(cancel(record, Stamp(by="gateway", at=0.0)))
-    await scene.clock.advance(2.1)
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-
-
-async def test_a_group_that_does_not_stop_is_killed_and_launched_again(scene: Scene) -> None:
-    await scene.run("job1")
-    await _order_cancel(scene, "job1")
-    await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
-    assert isinstance(await scene.rank.hear(), Cancel)
-    await scene.clock.advance(29)
-    assert not scene.rank.killed()
-    await scene.clock.advance(2)
-    assert (await scene.house.result("job1")).outcome == Cancelled()
-    assert scene.rank.killed()
-    again = await scene.launcher.launched()
-    await again.come_up()
-    await scene.house.state(WorkerState.IDLE)
-
-
-async def test_the_run_timeout_counts_from_acceptance_and_is_final(scene: Scene) -> None:
-    await scene.run("job1", run_timeout_s=10.0)
-    await scene.clock.advance(9.9)
-    scene.rank.say(_step(1))
-    await scene.clock.advance(0.2)
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-    scene.rank.say(Stopped(job="job1", epoch=1, step=1))
-    outcome = (await scene.house.result("job1")).outcome
-    assert outcome == Failed(reason=Reason.RUN_TIMEOUT, message="it ran longer than 10 s", final=True)
-
-
-async def test_a_job_that_ends_only_after_its_timeout_has_still_timed_out(scene: Scene) -> None:
-    run = await scene.run("job1", run_timeout_s=10.0)
-    await scene.clock.advance(10.1)
-    scene.done(run)
-    outcome = (await scene.house.result("job1")).outcome
-    assert isinstance(outcome, Failed)
-    assert outcome.reason == Reason.RUN_TIMEOUT
-
-
-# --- drain -----------------------------------------------------------------------------------------------------------
-
-
-async def test_stop_lets_the_job_end_and_leaves_in_good_order(scene: Scene) -> None:
-    run = await scene.run("job1")
-    scene.house.agent.stop()
-    lease = await scene.house.state(WorkerState.DRAINING)
-    assert lease.held == (Held(job="job1", epoch=1),)
-    assert await scene.house.assign("job2") == Draining()
-    await scene.clock.advance(50)
-    scene.done(run)
-    assert await scene.rank.hear() == Quit()
-    scene.rank.die(0)
-    await asyncio.wait_for(scene.house.running, 30)
-    assert isinstance((await scene.house.result("job1")).outcome, Succeeded)
-    assert scene.house.lease() is None
-
-
-async def test_a_job_that_outlasts_the_grace_is_handed_back(scene: Scene) -> None:
-    await scene.run("job1")
-    scene.house.agent.stop()
-    await scene.house.state(WorkerState.DRAINING)
-    await scene.clock.advance(60.1)
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-    scene.rank.say(Stopped(job="job1", epoch=1, step=4))
-    assert (await scene.house.result("job1")).outcome == Returned(reason=Reason.WORKER_DRAINING)
-    assert await scene.rank.hear() == Quit()
-    scene.rank.die(0)
-    await asyncio.wait_for(scene.house.running, 30)
-
-
-async def test_a_second_stop_hands_back_at_once(scene: Scene) -> None:
-    await scene.run("job1")
-    scene.house.agent.stop()
-    scene.house.agent.stop()
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-
-
-async def test_a_group_that_does_not_quit_is_killed(scene: Scene) -> None:
-    scene.house.agent.stop()
-    assert await scene.rank.hear() == Quit()
-    await scene.clock.advance(10.1)
-    await asyncio.wait_for(scene.house.running, 30)
-    assert scene.rank.killed()
-
-
-async def test_a_drain_order_drains_without_leaving_and_may_be_taken_back(scene: Scene) -> None:
-    orders = scene.house.bus.bucket(ORDERS.name)
-    await orders.put(drain_key(WORKER, INCARNATION), encode(DrainOrder()))
-    await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
-    await scene.house.state(WorkerState.DRAINING)
-    assert await scene.house.assign("job1") == Draining()
-    await scene.clock.advance(100)
-    assert not scene.house.running.done()
-    await orders.delete(drain_key(WORKER, INCARNATION))
-    await scene.clock.advance(2.1)
-    await scene.house.state(WorkerState.IDLE)
-    await scene.run("job1")
-
-
-# --- the broker away -------------------------------------------------------------------------------------------------
-
-
-async def test_a_result_waits_for_the_broker_and_the_lease_holds_the_job_until_then(scene: Scene) -> None:
-    run = await scene.run("job1")
-    scene.house.broker.stop()
-    scene.done(run)
-    await until(lambda: not list((scene.house.runtime_dir / "jobs").iterdir()))
-    await scene.clock.advance(60)
-    written: list[str] = []
-
-    def note(write: Write) -> None:
-        if write.bucket == WORKERS.name and write.value is not None:
-            written.extend(["busy" if decode(write.value, WorkerLease).held else "idle"])
-        elif write.bucket == RESULTS.name:
-            written.append("result")
-
-    scene.house.broker.after_write = note
-    scene.house.broker.start()
-    await scene.clock.advance(3)
-    assert isinstance((await scene.house.result("job1")).outcome, Succeeded)
-    await scene.house.state(WorkerState.IDLE)
-    assert "idle" not in written[: written.index("result")]
-    assert "busy" in written
-
-
-async def test_a_result_whose_ack_was_lost_is_written_again(scene: Scene) -> None:
-    run = await scene.run("job1")
-    scene.house.broker.lose_answer(RESULTS.name)
-    scene.done(run)
-    await scene.house.result("job1")
-    await scene.clock.advance(1)
-    await scene.house.state(WorkerState.IDLE)
-    assert scene.house.broker.streams[RESULTS.name].revision == 2
-
-
-async def test_the_link_closes_when_the_agent_is_cancelled(scene: Scene) -> None:
-    scene.house.running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await scene.house.running
-    assert scene.rank.killed()
-    with pytest.raises(LinkClosed):
-        await scene.rank.hear()
