@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,12 @@ def test_a_group_is_torchruns_on_the_loopback_and_never_restarted_by_it() -> Non
 def test_the_dummy_is_one_process_without_torch() -> None:
     command = command_line(Pool(model="dummy", width=8), POOL_FILE, LINK, 8)
     assert command[1:] == ["-m", "workers.engine.dummy", "--link", "/run/link", "--pool", "/etc/pool.toml"]
+
+
+@pytest.mark.parametrize("module", ["workers.engine.dummy", "workers.agent.__main__"])
+def test_neither_the_dummy_nor_the_agent_imports_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'av')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_the_port_is_outside_the_range_of_outgoing_connections() -> None:

@@ -1,4 +1,4 @@
-"""The agent when it is to stop: cancel, timeout, drain; and with the broker or the store away. Scripted rank, fake clock."""
+"""The agent when it is to stop: cancel, timeout, drain; and with the broker or the store away."""
 
 from __future__ import annotations
 
