@@ -13,4 +13,4 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> No
     """Shard the model in place, block by block; the result of a forward is bit for bit what it was."""
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
