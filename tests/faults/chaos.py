@@ -154,7 +154,8 @@ async def _settle(using: asyncio.Task[None], clients: Clients, witness: Witness)
             await asyncio.shield(using)
             await witness.ended(set(clients.accepted.values()))
     except TimeoutError:
-        left = [f"{job} is {witness.records[job].state}" for job in witness.open(set(clients.accepted.values()))[:20]]
+        left = witness.open(set(clients.accepted.values()))[:SHOWN]
+        left = [f"{job} is {witness.records[job].state if job in witness.records else 'lost'}" for job in left]
         waiting = "" if using.done() else "clients still wait; "
         return [f"promise 8: not at rest {HEAL_S:.0f} s after everything was put right: {waiting}{', '.join(left)}"]
     return []
@@ -196,13 +197,14 @@ def main(
     print(f"everything is in {place}", file=sys.stderr)
     configure("harness", Settings(log_level="error"))
     again = replay(jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools)
+    print(f"again: {again}", file=sys.stderr)
     report = asyncio.run(_until_told(chaos(place, jobs=jobs, kills=kills, seconds=seconds, seed=seed, pools=pools)))
     (place / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     print(msgspec.json.format(msgspec.json.encode(replace(report, broken=())), indent=2).decode())
     if report.broken:
         for sentence in report.broken[:SHOWN]:
             print(sentence)
-        print(f"{len(report.broken)} broken; everything is in {place}; again: {again}")
+        print(f"{len(report.broken)} broken; everything is in {place}; again:\n{again}")
         return 1
     if folder is None:
         shutil.rmtree(place)
