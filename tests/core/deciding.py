@@ -102,8 +102,8 @@ def send(name: str, revision: int, epoch: int = 1, worker: str = "w1", decided: 
     )
 
 
-def wide(**wants: int) -> Wish:
-    return Wish(model="m", parallel=Parallel(**wants))
+def wide(cfg_size: int | None = None, ulysses_size: int | None = None) -> Wish:
+    return Wish(model="m", parallel=Parallel(cfg_size=cfg_size, ulysses_size=ulysses_size))
 
 
 def holds(*held: tuple[str, int]) -> tuple[Held, ...]:
