@@ -1,8 +1,6 @@
 # What a person or CI does here. `make` alone lists it.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# One thread per process: several processes share the machine's cores, in tests as in a group.
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo up test lint types fmt bench lock
 
@@ -18,6 +16,8 @@ demo: setup ## turn a photograph into a video through a whole fleet: demo.mp4
 up: setup ## start a fleet on this machine at http://127.0.0.1:8088 and leave it running until Ctrl-C
 	@$(BIN)/genfleet up
 
+# One thread per process: a test's processes are many, and share the machine's cores.
+test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests that need no accelerator
 	@$(BIN)/python -m pytest -m "not gpu"
 
