@@ -13,6 +13,7 @@ import torch
 
 from tests.engine import cases
 from tests.engine.requests import image_request, picture, request
+from workers.engine.course import Alone
 from workers.engine.direct import Direct
 from workers.engine.errors import OutOfMemory, PeersLost
 from workers.engine.families.base import Job
@@ -34,7 +35,7 @@ def channels(folder: Path, image: Path) -> torch.Tensor:
     model = cases.family(folder, 1)
     asked = image_request()
     job = Job(asked, model.layouts[0], {"image": read_picture(image, asked.width, asked.height)}, None)
-    made = model.conditions(job, (), cases._course(cases.Alone())).channels
+    made = model.conditions(job, (), cases._course(Alone())).channels
     assert made is not None
     return made
 
@@ -61,7 +62,7 @@ def test_an_image_model_does_text_only_if_its_folder_says_how(checkpoints: Folde
     assert isinstance(Direct(folder).run(request(), {}, tmp_path / "out"), Done)
     model = cases.family(folder, 1)
     job = cases.job_of(request(), model.check(request()), None)
-    made = model.conditions(job, (), cases._course(cases.Alone())).channels
+    made = model.conditions(job, (), cases._course(Alone())).channels
     assert made is not None
     assert not made.any()
     assert np.isfinite(cases.alone(folder, request()).latents).all()
