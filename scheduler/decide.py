@@ -6,7 +6,7 @@ that worker and those results, is decided there and nowhere else. So duplicates,
 fresh start need no cases of their own. Last, workers with a free slot take the best job that waits for them.
 
 A job with a write under way is left alone until the write's outcome is known. Nothing at all is commanded before the
-three buckets have been read once.
+three buckets have been read once, nor by a standby, which learns all the same so that it can take over at once.
 
 Safety lies in the compare-and-set and in the epoch, not here: two cores may decide at once, each write of one of them
 loses, and the loser learns what the record now says.
@@ -24,6 +24,7 @@ from scheduler.events import (
     Event,
     JobGone,
     JobSeen,
+    Leads,
     LeaseGone,
     LeaseSeen,
     Reset,
@@ -92,18 +93,28 @@ def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:
             if state.ready:
                 _fire(state, commands)
         case CaughtUp(stream=stream):
-            was = state.ready
-            state.caught.add(stream)
-            if state.ready and not was:
+            if stream not in state.caught:
+                state.caught.add(stream)
                 state.awake_since = state.now
-                state.touched.update(dict.fromkeys(state.jobs))
-                state.rematch.update(dict.fromkeys(state.workers))
-                for name in state.results:
-                    state.wake_results(name, state.now + state.times.orphan_s)
+                _begin(state)
+        case Leads(leading=leading):
+            was, state.leading = state.leading, leading
+            if not was:
+                _begin(state)
         case Reset(stream=stream):
             forget_all(state, stream)
         case _:
             assert_never(event)
+
+
+def _begin(state: CoreState) -> None:
+    """Look at everything, if decisions may now be made."""
+    if not state.ready:
+        return
+    state.touched.update(dict.fromkeys(state.jobs))
+    state.rematch.update(dict.fromkeys(state.workers))
+    for name in state.results:
+        state.wake_results(name, state.now + state.times.orphan_s)
 
 
 def _fire(state: CoreState, commands: list[Command]) -> None:

@@ -86,6 +86,12 @@ class Reset(_Event, frozen=True, kw_only=True):
     stream: Stream
 
 
+class Leads(_Event, frozen=True, kw_only=True):
+    """Whether this process is the leader, from now on. One that is not learns everything and commands nothing."""
+
+    leading: bool
+
+
 class JobSeen(_Event, frozen=True, kw_only=True):
     """A revision of a record, from the follower or from a read."""
 
@@ -153,6 +159,7 @@ class Tick(_Event, frozen=True, kw_only=True):
 Event = (
     CaughtUp
     | Reset
+    | Leads
     | JobSeen
     | JobGone
     | LeaseSeen

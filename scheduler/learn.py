@@ -42,6 +42,8 @@ def learn_end(state: CoreState, name: str, revision: int, commands: list[Command
     if state.ready:
         for result in state.results.pop(name, ()):
             commands.append(DropResult(result=result, certain=True))
+    elif not state.leading:
+        state.results.pop(name, None)  # the leader drops them; who takes over reads the bucket again
 
 
 def settle(state: CoreState, name: str) -> Job | None:
@@ -67,6 +69,8 @@ def learn_result(state: CoreState, result: Result) -> None:
     if worker is not None:
         worker.finished.add((result.job, result.epoch))
         state.refresh(worker)
+    if not state.leading and result.job not in state.jobs and len(state.caught) == len(Stream):
+        return  # of a job that has ended: see learn_end
     kept = state.results.setdefault(result.job, [])
     if result not in kept:
         kept.append(result)

@@ -36,6 +36,8 @@ class CoreState:
         self.contact_s = 0.0
         self.awake_since: float | None = None
         self.caught: set[Stream] = set()
+        #: Whether this process is the leader: one that is not (a standby) only learns.
+        self.leading = True
         self.jobs: dict[str, Job] = {}
         self.workers: dict[str, Worker] = {}
         self.queues: dict[Wish, Queue] = {}
@@ -53,8 +55,8 @@ class CoreState:
 
     @property
     def ready(self) -> bool:
-        """All buckets have been read: decisions may be made."""
-        return len(self.caught) == len(Stream)
+        """All buckets have been read, and this process leads: decisions may be made."""
+        return self.leading and len(self.caught) == len(Stream)
 
     def trusted(self, lease_s: float) -> bool:
         """Whether silence means something: contact was unbroken, and this process awake, for two lease times."""
