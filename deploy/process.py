@@ -168,13 +168,15 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def last_lines(log: Path, count: int = 5) -> str:
-    """The end of a log, to show in a message."""
+    """The end of a log, to show in a message: of repeated lines the last."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
+    distinct = list(dict.fromkeys(reversed(lines)))[:count]
+    return "\n".join(reversed(distinct))
 
 
 def _die_with_parent() -> Callable[[], None] | None:

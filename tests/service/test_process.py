@@ -202,3 +202,5 @@ def test_the_end_of_a_log_is_shown_and_a_missing_one_is_empty(tmp_path: Path) ->
     assert last_lines(log) == ""
     log.write_text("\n".join(str(number) for number in range(10_000)))
     assert last_lines(log, 2) == "9998\n9999"
+    log.write_text("first\nagain\nagain\nagain\n")
+    assert last_lines(log, 2) == "first\nagain"
