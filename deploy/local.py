@@ -111,7 +111,7 @@ class LocalFleet:
         """Make the files, take the ports, start the processes.
 
         Raises:
-            UpError, PlanError, PortInUse, nats.NatsNotFound: it cannot be.
+            UpError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
         """
         settings = replace(self._given, model=_model(self._given.model))
         pools = pool_files(settings, os.cpu_count() or 1)
@@ -270,8 +270,10 @@ async def serve(settings: Settings, say: Callable[[str], None], ready: Callable[
             say("stopping")
             living.cancel()
 
-    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup genfleet up` outlives its terminal
+        loop.add_signal_handler(signal.SIGHUP, stop)
     with suppress(asyncio.CancelledError):
         await living
 
