@@ -313,6 +313,14 @@ class WorkerLease(Message, frozen=True, kw_only=True, tag="worker"):
     step_s: dict[str, float] = {}
 
 
+class LeaderLease(Message, frozen=True, kw_only=True, tag="leader"):
+    """The leading scheduler's sign of life in the bucket ``leader``. ``beat`` grows with every renewal."""
+
+    scheduler: str
+    beat: int
+    lease_s: float
+
+
 # --- assignment, orders, results, progress ---------------------------------------------------------------------
 
 
@@ -425,6 +433,7 @@ BusMessage = (
     JobRecord
     | ModelCard
     | WorkerLease
+    | LeaderLease
     | Assign
     | Accepted
     | Busy

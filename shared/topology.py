@@ -69,8 +69,29 @@ ORDERS = BucketSpec(
 MODELS = BucketSpec(
     name="models", holds="<model>: ModelCard", owners=("worker",), max_bytes=32 * MiB, max_value=256 * 1024
 )
+LEADER = BucketSpec(
+    name="leader",
+    holds="scheduler: LeaderLease, of the one scheduler that decides",
+    owners=("scheduler",),
+    memory=True,
+    ttl_s=10.0,
+    max_bytes=1 * MiB,
+)
+ARCHIVE = BucketSpec(
+    name="archive",
+    holds="<tenant>.<job id>: JobRecord of a job that ended some minutes ago, as it was in jobs; never a marker",
+    owners=("gateway", "scheduler"),
+    max_bytes=2048 * MiB,
+)
+DELETED = BucketSpec(
+    name="deleted",
+    holds="<tenant>.<job id>: empty, the job is gone for good; pending.<tenant>.<job id>: empty, until all of it is",
+    owners=("gateway", "scheduler"),
+    ttl_s=7 * 86400.0,
+    max_bytes=128 * MiB,
+)
 
-BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS)
+BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED)
 
 #: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
 ADMISSION_SHARE = 0.8
@@ -104,6 +125,20 @@ def assign_subject(worker: str, incarnation: str) -> str:
 def nudge_subject(worker: str, incarnation: str) -> str:
     """Where that start of that worker is told to look at its orders now."""
     return f"worker.{worker}.{incarnation}.nudge"
+
+
+#: Key in ``leader``.
+LEADER_KEY = "scheduler"
+
+
+def archive_key(tenant: str, job: str) -> str:
+    """Key in ``archive``, and of the tombstone in ``deleted``."""
+    return f"{tenant}.{job}"
+
+
+def pending_key(tenant: str, job: str) -> str:
+    """Key in ``deleted`` of a deletion that is under way."""
+    return f"pending.{tenant}.{job}"
 
 
 def output_key(job: str, epoch: int, name: str) -> str:
