@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.engine.parallel.collective import collective
+
 Group = dist.ProcessGroup
 
 
@@ -25,6 +27,7 @@ def split_sequence(x: Tensor, group: Group, dim: int = 1) -> Tensor:
     return x.chunk(degree, dim)[index].contiguous()
 
 
+@collective()
 def gather_sequence(x: Tensor, group: Group, length: int) -> Tensor:
     """The whole of what ``split_sequence`` split, [B, s, D] → [B, length, D], on every rank."""
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
@@ -50,6 +53,7 @@ def to_sequence(x: Tensor, group: Group) -> Tensor:
     return got.permute(1, 2, 0, 3, 4).reshape(batch, length // degree, heads * degree, size)
 
 
+@collective()
 def _exchange(x: Tensor, group: Group) -> Tensor:
     got = torch.empty_like(x)
     dist.all_to_all_single(got, x, group=group)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 
+from workers.engine.parallel.collective import collective
+
 #: Elements of a convolution's input above which torch takes oneDNN on one thread.
 _ONEDNN_ABOVE = 20480
 
@@ -61,6 +63,7 @@ class WidthSplit:
         """This rank's columns."""
         return x.chunk(self.degree, -1)[self.index].contiguous()
 
+    @collective()
     def whole(self, x: Tensor) -> Tensor:
         """All ranks' columns, on every rank."""
         x = x.contiguous()
@@ -76,6 +79,7 @@ class WidthSplit:
 
         module.forward = forward
 
+    @collective()
     def _widen(self, x: Tensor, left: bool, right: bool) -> Tensor:
         """``x`` with the neighbours' nearest columns, zero at the picture's borders."""
         before, after = x.new_zeros(*x.shape[:-1], 1), x.new_zeros(*x.shape[:-1], 1)

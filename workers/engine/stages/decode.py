@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.engine.parallel.collective import collective
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import vae as causal
 from workers.engine.stages.mux import Frame
@@ -38,6 +39,7 @@ def to_uint8(chunk: Tensor) -> Tensor:
     return (unit * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
+@collective()
 def _gathered(part: Tensor, split: WidthSplit) -> Tensor | None:
     parts = [torch.empty_like(part) for _ in range(split.degree)]
     dist.all_gather(parts, part, group=split.group)

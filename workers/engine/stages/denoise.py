@@ -21,6 +21,7 @@ from torch import Tensor
 from shared.messages import AttentionCache
 from workers.engine import noise_schedulers as noise
 from workers.engine.acceleration import attention_cache
+from workers.engine.parallel.collective import collective
 from workers.engine.parallel.mesh import Place
 
 #: (latents, model timestep, branch) → the model's output, float32. Branch 0 is the prompt's, 1 the negative prompt's.
@@ -79,7 +80,8 @@ def _guided(latents: Tensor, timestep: int, model: Model, guidance: float, place
     else:
         mine = model(latents, timestep, place.cfg_index).contiguous()
         positive, negative = torch.empty_like(mine), torch.empty_like(mine)
-        dist.all_gather([positive, negative], mine, group=group)
+        with collective():
+            dist.all_gather([positive, negative], mine, group=group)
     return negative + guidance * (positive - negative)
 
 
