@@ -10,13 +10,9 @@ The services find each other through the bus and wait for it by themselves, so t
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -31,7 +27,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from deploy import nats
-from deploy.plan import LONGEST_RUNTIME_DIR, Places, PlanError, Programs, address, plan, pool_files, worker_names
+from deploy.datafolder import DataFolder, write_private
+from deploy.plan import Places, PlanError, Programs, address, plan, pool_files, worker_names
 from deploy.ports import PortInUse, check_free, free_port
 from deploy.process import Child, Ended, last_lines
 from shared.clock import Clock, SystemClock
@@ -85,11 +82,13 @@ class LocalFleet:
         self._clock = clock or SystemClock()
         self._children: list[Child] = []
         self._ends: Counter[str] = Counter()
-        self._lock_fd: int | None = None
-        self._temporary: Path | None = None
-        data = Path(settings.data_dir).expanduser().absolute()
-        self.places = Places(data=data, runtime=data / "run")
+        self._folder = DataFolder(settings.data_dir)
         self.url = ""
+
+    @property
+    def places(self) -> Places:
+        """Where it keeps what it has."""
+        return self._folder.places
 
     async def __aenter__(self) -> Self:
         try:
@@ -111,22 +110,21 @@ class LocalFleet:
         """Make the files, take the ports, start the processes.
 
         Raises:
-            UpError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
+            FolderError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
         """
         settings = replace(self._given, model=_model(self._given.model))
         pools = pool_files(settings, os.cpu_count() or 1)
-        self._make_folders()
-        self._lock()
+        self._folder.open()
         settings = replace(settings, port=_port(settings), nats_port=settings.nats_port or free_port("127.0.0.1"))
         check_free("127.0.0.1", settings.nats_port)
         server = await asyncio.to_thread(nats.ensure, self.places.data / "tools")
-        _write_private(self.places.token, settings.nats_token or _token(self.places.token))
+        write_private(self.places.token, settings.nats_token or self._folder.token())
         config = nats.config(
             port=settings.nats_port,
             token=self.places.token.read_text(),
             store_dir=self.places.jetstream,
         )
-        _write_private(self.places.nats_config, config)
+        write_private(self.places.nats_config, config)
         for name, text in pools.items():
             (self.places.pools / f"{name}.toml").write_text(text, encoding="utf-8")
         programs = Programs(nats_server=server, python=Path(sys.executable))
@@ -136,35 +134,6 @@ class LocalFleet:
         ]
         for child in self._children:
             child.start()
-
-    def _make_folders(self) -> None:
-        try:
-            self.places.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for folder in (self.places.runtime, self.places.logs, self.places.pools, self.places.jetstream):
-                folder.mkdir(exist_ok=True, mode=0o700)
-            if len(str(self.places.runtime)) > LONGEST_RUNTIME_DIR:
-                self._temporary = Path(tempfile.mkdtemp(prefix="genfleet-"))
-                short = self._temporary / "run"
-                short.symlink_to(self.places.runtime)
-                self.places = Places(data=self.places.data, runtime=short)
-        except OSError as error:
-            raise UpError(f"cannot make the data folder {self.places.data}: {error.strerror}") from error
-
-    def _lock(self) -> None:
-        """One supervisor per data folder. The kernel drops the lock with the process."""
-        fd = os.open(self.places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(fd, 20).decode(errors="replace").strip()
-            os.close(fd)
-            raise UpError(
-                f"another `genfleet up` (process {owner or 'unknown'}) uses the data folder {self.places.data}; "
-                "stop it, or give this one its own with --data-dir"
-            ) from None
-        os.truncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        self._lock_fd = fd
 
     # --- until it is ready ---------------------------------------------------------------------------------------
 
@@ -238,12 +207,7 @@ class LocalFleet:
         for rank in sorted({child.spec.stop_rank for child in self._children}):
             await asyncio.gather(*(child.stop() for child in self._children if child.spec.stop_rank == rank))
         self._children = []
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self._folder.close()
 
 
 async def serve(settings: Settings, say: Callable[[str], None], ready: Callable[[str], Awaitable[None]]) -> None:
@@ -313,20 +277,3 @@ def _port(settings: Settings) -> int:
     except PortInUse as error:
         raise PortInUse(f"{error}. Choose another with --port; --port 0 takes a free one") from error
     return settings.port
-
-
-def _token(path: Path) -> str:
-    """The one that this data folder has, or a new random one."""
-    try:
-        return path.read_text() or secrets.token_hex(32)
-    except OSError:
-        return secrets.token_hex(32)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Readable by the owner alone from its first byte on, and never seen half written."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(partial, path)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy import cli
+from deploy import cli, jobs, options
 from deploy.client import Event, Gateway, ProgressView, Refused, Transition, Unreachable
 from deploy.watch import Away, duration, follow, show
 from shared.messages import State
@@ -83,7 +83,7 @@ def test_submit_sends_a_multipart_form_and_prints_the_id(
     arguments = ["submit", "--prompt", "pan left", "--image", str(photo), "--frames", "9", "--size", "128x96"]
     arguments += ["--seed", "0", "--ulysses-size", "2", "--start-deadline", "5", "--field", "output_format=png"]
     arguments += ["--dummy", "steps=20", "--dummy", "fail=at once", "--metadata", "a=b=c"]
-    assert cli.run(arguments) == cli.OK
+    assert cli.run(arguments) == options.OK
     assert capsys.readouterr().out == f"{JOB}\n"
     (asked,) = gateway.of("POST /v1/jobs")
     assert asked.headers["content-type"].startswith("multipart/form-data; boundary=")
@@ -108,7 +108,7 @@ def test_submit_and_wait_saves_the_result(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     succeeding(gateway)
-    assert cli.run(["submit", "--prompt", "x", "--output", "demo.mp4"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x", "--output", "demo.mp4"]) == options.OK
     said = capsys.readouterr()
     assert said.out == "demo.mp4\n"
     assert "succeeded" in said.err
@@ -118,7 +118,7 @@ def test_submit_and_wait_saves_the_result(
 
 def test_without_a_name_the_result_is_named_after_the_job(gateway: ScriptedGateway, tmp_path: Path) -> None:
     succeeding(gateway)
-    assert cli.run(["submit", "--prompt", "x", "--wait"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x", "--wait"]) == options.OK
     assert (tmp_path / f"{JOB}.mp4").read_bytes() == VIDEO
 
 
@@ -129,22 +129,22 @@ def test_several_results_are_numbered(gateway: ScriptedGateway, tmp_path: Path) 
     gateway.on(f"GET /v1/jobs/{JOB}", view(**{**SUCCEEDED, "outputs": [OUTPUT, second]}))
     gateway.on(f"GET /v1/jobs/{JOB}/outputs/0", Answer(body=VIDEO))
     gateway.on(f"GET /v1/jobs/{JOB}/outputs/1", Answer(body=VIDEO))
-    assert cli.run(["submit", "--prompt", "x", "-o", "a.mp4"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x", "-o", "a.mp4"]) == options.OK
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.mp4", "a.mp4"]
 
 
 def test_json_is_the_gateway_s_own(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     succeeding(gateway)
-    assert cli.run(["submit", "--prompt", "x", "--json"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x", "--json"]) == options.OK
     assert json.loads(capsys.readouterr().out) == QUEUED
-    assert cli.run(["submit", "--prompt", "x", "--wait", "--json"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x", "--wait", "--json"]) == options.OK
     assert json.loads(capsys.readouterr().out) == SUCCEEDED
 
 
 @pytest.mark.parametrize("first", [Answer(drop=True), problem(503, "the bus is away")], ids=["dropped", "503"])
 def test_a_submit_that_may_have_happened_is_sent_again_under_its_key(gateway: ScriptedGateway, first: Answer) -> None:
     gateway.on("POST /v1/jobs", first, first, view(202, **QUEUED))
-    assert cli.run(["submit", "--prompt", "x"]) == cli.OK
+    assert cli.run(["submit", "--prompt", "x"]) == options.OK
     keys = [asked.headers["idempotency-key"] for asked in gateway.of("POST /v1/jobs")]
     assert len(keys) == 3
     assert len(set(keys)) == 1
@@ -154,13 +154,13 @@ def test_a_gateway_that_is_never_ready_cannot_be_reached(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.on("POST /v1/jobs", problem(503, "the bus is away"))
-    assert cli.run(["submit", "--prompt", "x"]) == cli.UNREACHABLE
+    assert cli.run(["submit", "--prompt", "x"]) == options.UNREACHABLE
     assert "is not ready: the bus is away" in capsys.readouterr().err
 
 
 def test_a_refused_field_is_named(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.on("POST /v1/jobs", problem(422, "the request cannot be served", ("size", "not a multiple of 16")))
-    assert cli.run(["submit", "--prompt", "x", "--size", "3x3"]) == cli.USAGE
+    assert cli.run(["submit", "--prompt", "x", "--size", "3x3"]) == options.USAGE
     assert capsys.readouterr().err.splitlines() == [
         "genfleet: the request cannot be served",
         "  size: not a multiple of 16",
@@ -169,13 +169,13 @@ def test_a_refused_field_is_named(gateway: ScriptedGateway, capsys: pytest.Captu
 
 def test_a_full_queue_is_a_failure(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.on("POST /v1/jobs", problem(429, "the queue is full"))
-    assert cli.run(["submit", "--prompt", "x"]) == cli.FAILED
+    assert cli.run(["submit", "--prompt", "x"]) == options.FAILED
     assert capsys.readouterr().err == "genfleet: the queue is full\n"
 
 
 def test_an_answer_that_is_no_problem_is_told_too(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.on("POST /v1/jobs", Answer(status=500, body=b"<html>", media_type="text/html"))
-    assert cli.run(["submit", "--prompt", "x"]) == cli.FAILED
+    assert cli.run(["submit", "--prompt", "x"]) == options.FAILED
     assert capsys.readouterr().err == "genfleet: Internal Server Error\n"
 
 
@@ -188,7 +188,7 @@ def test_a_failed_job_is_a_failure_with_its_reason(
     end = moved(1, "failed", reason="run_timeout", error={"reason": "run_timeout", "message": "ran for 5 s"})
     gateway.on(f"GET /v1/jobs/{JOB}/events", stream(moved(0, "queued"), end))
     gateway.on(f"GET /v1/jobs/{JOB}", view(**FAILED))
-    assert cli.run(["watch", JOB]) == cli.FAILED
+    assert cli.run(["watch", JOB]) == options.FAILED
     said = capsys.readouterr()
     assert said.out == ""
     assert f"job {JOB} failed: run timeout: ran for 5 s" in said.err.replace("\n", " ")
@@ -197,12 +197,12 @@ def test_a_failed_job_is_a_failure_with_its_reason(
 def test_a_cancelled_job_is_a_failure(gateway: ScriptedGateway) -> None:
     gateway.on(f"GET /v1/jobs/{JOB}/events", stream(moved(0, "queued"), moved(1, "cancelled")))
     gateway.on(f"GET /v1/jobs/{JOB}", view(**{**QUEUED, "state": "cancelled"}))
-    assert cli.run(["watch", JOB]) == cli.FAILED
+    assert cli.run(["watch", JOB]) == options.FAILED
 
 
 def test_watch_tells_where_the_result_is(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     succeeding(gateway)
-    assert cli.run(["watch", JOB]) == cli.OK
+    assert cli.run(["watch", JOB]) == options.OK
     assert capsys.readouterr().out == f"{gateway.url}/v1/jobs/{JOB}/outputs/0\n"
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_result_is_not_saved(gateway: ScriptedGateway, tmp_path: Path)
     gateway.on(f"GET /v1/jobs/{JOB}/events", stream(*WHOLE))
     gateway.on(f"GET /v1/jobs/{JOB}", view(**SUCCEEDED))
     gateway.on(f"GET /v1/jobs/{JOB}/outputs/0", Answer(body=VIDEO[:-1]))
-    assert cli.run(["watch", JOB, "--output", "demo.mp4"]) == cli.UNREACHABLE
+    assert cli.run(["watch", JOB, "--output", "demo.mp4"]) == options.UNREACHABLE
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,8 +263,8 @@ def test_an_unknown_job_is_refused_at_once(gateway: ScriptedGateway) -> None:
     gateway.on(f"GET /v1/jobs/{JOB}/events", problem(404, "no such job"))
     with pytest.raises(Refused, match="no such job"):
         followed(gateway)
-    assert cli.run(["watch", JOB]) == cli.FAILED
-    assert cli.run(["watch", "../../etc"]) == cli.FAILED
+    assert cli.run(["watch", JOB]) == options.FAILED
+    assert cli.run(["watch", "../../etc"]) == options.FAILED
     assert gateway.asked[-1].path == "/v1/jobs/..%2F..%2Fetc/events"
 
 
@@ -275,7 +275,7 @@ def test_with_nobody_there_the_exit_code_says_so(
         port = server.getsockname()[1]
     monkeypatch.setenv("GENFLEET_URL", f"http://127.0.0.1:{port}")
     for arguments in (["submit", "--prompt", "x"], ["watch", JOB], ["cancel", JOB], ["jobs"]):
-        assert cli.run(arguments) == cli.UNREACHABLE
+        assert cli.run(arguments) == options.UNREACHABLE
         said = capsys.readouterr()
         assert said.out == ""
         assert f"cannot reach the gateway at http://127.0.0.1:{port}" in said.err
@@ -290,8 +290,8 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
     def interrupted(*args: object, **options: object) -> State:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "show", interrupted)
-    assert cli.run(["submit", "--prompt", "x", "--watch"]) == cli.LEFT
+    monkeypatch.setattr(jobs, "show", interrupted)
+    assert cli.run(["submit", "--prompt", "x", "--watch"]) == options.LEFT
     said = " ".join(capsys.readouterr().err.split())
     assert f"genfleet watch {JOB}" in said
     assert f"genfleet cancel {JOB}" in said
@@ -357,7 +357,7 @@ def test_durations_read_well(seconds: float, shown: str) -> None:
 
 def test_cancel_prints_what_became_of_it(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.on(f"POST /v1/jobs/{JOB}/cancel", view(202, **{**QUEUED, "state": "cancelling"}))
-    assert cli.run(["cancel", JOB]) == cli.OK
+    assert cli.run(["cancel", JOB]) == options.OK
     assert capsys.readouterr().out == f"{JOB}  cancelling\n"
 
 
@@ -365,7 +365,7 @@ def test_jobs_are_a_table(gateway: ScriptedGateway, capsys: pytest.CaptureFixtur
     running = {**QUEUED, "state": "running", "progress": {"stage": "denoise", "fraction": 0.5}}
     waiting = {**QUEUED, "queue": {"position": 3, "eta_s": 9, "why": "jobs_ahead"}}
     gateway.on("GET /v1/jobs", view(data=[running, waiting, FAILED, SUCCEEDED], next=None))
-    assert cli.run(["jobs", "--state", "running", "--limit", "4"]) == cli.OK
+    assert cli.run(["jobs", "--state", "running", "--limit", "4"]) == options.OK
     assert gateway.asked[-1].query == "limit=4&state=running"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
@@ -379,11 +379,11 @@ def test_the_version_is_told_with_and_without_a_gateway(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.on("GET /version", view(name="genfleet", version="9.9.9"))
-    assert cli.run(["version"]) == cli.OK
+    assert cli.run(["version"]) == options.OK
     assert "9.9.9" in capsys.readouterr().out
     gateway.answers["GET /version"].clear()
     gateway.on("GET /version", problem(503, "starting"))
-    assert cli.run(["version"]) == cli.OK
+    assert cli.run(["version"]) == options.OK
     assert "not there" in capsys.readouterr().out
 
 
@@ -391,15 +391,15 @@ def test_a_pool_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[st
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text('model = "wan-demo"\nwidth = 2\n')
     bad.write_text('model = "wan-demo"\nwidht = 2\n')
-    assert cli.run(["pool", "check", str(good)]) == cli.OK
+    assert cli.run(["pool", "check", str(good)]) == options.OK
     assert "fine" in capsys.readouterr().out
-    assert cli.run(["pool", "check", str(bad)]) == cli.USAGE
+    assert cli.run(["pool", "check", str(bad)]) == options.USAGE
     assert "widht" in capsys.readouterr().err
-    assert cli.run(["pool", "check", str(tmp_path / "none.toml")]) == cli.USAGE
+    assert cli.run(["pool", "check", str(tmp_path / "none.toml")]) == options.USAGE
 
 
 def test_the_schema_of_pool_files_is_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["pool", "schema"]) == cli.OK
+    assert cli.run(["pool", "schema"]) == options.OK
     assert json.loads(capsys.readouterr().out)["$ref"] == "#/$defs/Pool"
 
 
@@ -422,7 +422,7 @@ def test_a_wrong_call_is_told_so(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GENFLEET_POOL", raising=False)
-    assert cli.run(arguments) == cli.USAGE
+    assert cli.run(arguments) == options.USAGE
     said = capsys.readouterr()
     assert said.err
     assert "Traceback" not in said.err
@@ -432,5 +432,5 @@ def test_an_unknown_setting_in_the_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GENFLEET_PROT", "1")
-    assert cli.run(["jobs"]) == cli.USAGE
+    assert cli.run(["jobs"]) == options.USAGE
     assert "GENFLEET_PROT" in capsys.readouterr().err
