@@ -21,6 +21,18 @@ class Metrics:
         self.moves = Counter("genfleet_scheduler_moves", "Records moved, by kind", ["move"], registry=self.registry)
         self.lost = Counter("genfleet_scheduler_cas_lost", "Writes that somebody else won", registry=self.registry)
         self.contact = Gauge("genfleet_scheduler_contact_seconds", "Unbroken broker contact", registry=self.registry)
+        self.leading = Gauge("genfleet_scheduler_leading", "1 while this process leads", registry=self.registry)
+        self.takeovers = Counter(
+            "genfleet_scheduler_takeovers", "Times that this process began to lead", registry=self.registry
+        )
+        self.archived = Counter("genfleet_scheduler_archived", "Records moved to the archive", registry=self.registry)
+        self.unarchived = Gauge(
+            "genfleet_scheduler_unarchived", "Ended jobs that are not in the archive yet", registry=self.registry
+        )
+        self.expired = Counter(
+            "genfleet_scheduler_expired", "Archived jobs that retention removed", registry=self.registry
+        )
+        self.swept = Counter("genfleet_scheduler_swept", "Files that nothing referred to", registry=self.registry)
         self.assign = Histogram(
             "genfleet_scheduler_assign_seconds",
             "From the decision to assign a job to the worker's acceptance",

@@ -29,12 +29,15 @@ from scheduler.events import (
     AssignAnswered,
     CaughtUp,
     Event,
+    Leads,
     NoAnswer,
     NoListener,
     Reset,
     Stream,
     Tick,
+    WriteLost,
 )
+from scheduler.leader import Election, Leader
 from scheduler.metrics import Metrics
 from scheduler.policy import Times
 from scheduler.state import CoreState
@@ -92,9 +95,10 @@ class Scheduler:
     Args:
         name: of this start; it marks the records that this process writes, so no two starts may share one.
         times: the durations that the core goes by.
+        election: who leads; by default the bucket ``leader`` decides.
 
     Attributes:
-        ready: set when the buckets have been read and decisions are made.
+        ready: set when the buckets have been read, so that decisions are made, or would be if this process led.
         state: the core's; read only.
     """
 
@@ -105,6 +109,7 @@ class Scheduler:
         clock: Clock,
         name: str | None = None,
         times: Times | None = None,
+        election: Election | None = None,
     ) -> None:
         self.name = name or f"scheduler-{secrets.token_hex(4)}"
         self.ready = asyncio.Event()
@@ -119,6 +124,9 @@ class Scheduler:
         self._leases = bus.bucket(WORKERS.name)
         self._watch = Watch(bus, clock, self.name, self._feed)
         self._writes = Writes(bus, clock, self.name, self._watch, self.metrics, self._feed)
+        self.election = election or Leader(
+            bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
+        )
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -128,29 +136,52 @@ class Scheduler:
         try:
             await self._watch.read_broker_clock()
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 self._writing = _Lane(group, WRITES_AT_ONCE)
                 self._asking = _Lane(group, REQUESTS_AT_ONCE)
                 group.create_task(self._follow(self._jobs.follow(), Stream.JOBS, self._watch.see_job))
                 group.create_task(self._follow(self._leases.follow(), Stream.WORKERS, self._watch.see_lease))
                 group.create_task(self._follow(self._results.follow(), Stream.RESULTS, self._watch.see_result))
                 group.create_task(self._tick())
+                group.create_task(self.election.run())
         finally:
             self._ended.set()
 
     async def stop(self) -> None:
-        """End ``run``; what it had begun is found again by whoever starts next."""
+        """End ``run``; what it had begun is found again by whoever leads next, at once."""
         if self._task is not None:
+            await self.election.leave()
             self._task.cancel()
             await self._ended.wait()
 
     # --- in: what happens --------------------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
+        leads = self.election.leads()
+        if leads != self.state.leading:
+            self._decide(Leads(now=event.now, leading=leads))
+        self._decide(event)
+
+    def _decide(self, event: Event) -> None:
         for command in decide(self.state, event):
             self._do(command)
-        if self.state.ready and not self.ready.is_set():
+        if len(self.state.caught) == len(Stream) and not self.ready.is_set():
             self.ready.set()
-            _LOG.info("scheduling", scheduler=self.name, open_jobs=len(self.state.jobs))
+            _LOG.info("scheduling", scheduler=self.name, open_jobs=len(self.state.jobs), leads=self.state.leading)
+
+    def _lead_changed(self, leads: bool) -> None:
+        self._decide(Leads(now=self._now(), leading=leads))
+        if leads and self.ready.is_set():
+            self._group.create_task(self._read_results_again())
+
+    async def _read_results_again(self) -> None:
+        """A standby keeps no results of jobs that have ended; the leader that is gone may not have dropped them."""
+        async with aclosing(cast("AsyncGenerator[Batch, None]", self._results.follow())) as following:
+            async for batch in following:
+                for entry in batch.entries:
+                    self._watch.see_result(entry, live=False)
+                if batch.caught_up:
+                    return
 
     def _now(self) -> float:
         return self._clock.monotonic()
@@ -186,7 +217,7 @@ class Scheduler:
     def _do(self, command: Command) -> None:
         match command:
             case WriteRecord():
-                self._writing.put(lambda: self._writes.write(command))
+                self._writing.put(lambda: self._write(command))
             case DropResult():
                 self._writing.put(lambda: self._writes.drop(command))
             case SendAssign():
@@ -196,7 +227,16 @@ class Scheduler:
             case _:
                 assert_never(command)
 
+    async def _write(self, command: WriteRecord) -> None:
+        if self.election.leads():
+            await self._writes.write(command)
+        else:
+            self._feed(WriteLost(now=self._now(), job=command.job))
+
     async def _send(self, command: SendAssign) -> None:
+        if not self.election.leads():
+            self._feed(AssignAnswered(now=self._now(), job=command.job, epoch=command.epoch, answer=NoAnswer()))
+            return
         entry = await self._watch.at(command.job, command.revision)
         answer: Answer = NoAnswer()
         if entry is not None and entry.value is not None:
