@@ -23,7 +23,10 @@ OLDEST_REPLICATING_SERVER = (2, 10, 27)
 _HEADER_ROOM = 512
 _NS = 1_000_000_000
 
+# err_code of nats-server's errors.json
 _NAME_IN_USE = 10058
+_NOT_FOUND = 10059
+_NO_ROOM = 10047
 
 
 class StreamConfig(Struct, frozen=True, kw_only=True):
@@ -116,15 +119,33 @@ async def ensure(connection: Connection, specs: Iterable[BucketSpec], replicas: 
     check_version(connection.server_version, replicas)
     for spec in specs:
         wanted = config_of(spec, replicas)
-        try:
-            there = await connection.api(f"STREAM.CREATE.{wanted.name}", wanted, StreamInfo)
-        except ServerRefused as refused:
-            if refused.err_code != _NAME_IN_USE:
-                raise
-            there = await connection.api(f"STREAM.INFO.{wanted.name}", None, StreamInfo)
+        there = await _info(connection, wanted.name) or await _create(connection, wanted)
         differences = _differences(wanted, there.config)
         if differences:
             raise TopologyError(f"bucket {spec.name} has other settings: {differences}")
+
+
+async def _info(connection: Connection, name: str) -> StreamInfo | None:
+    try:
+        return await connection.api(f"STREAM.INFO.{name}", None, StreamInfo)
+    except ServerRefused as refused:
+        if refused.err_code != _NOT_FOUND:
+            raise
+        return None
+
+
+async def _create(connection: Connection, wanted: StreamConfig) -> StreamInfo:
+    """Make it, unless another process does so at the same time. A 2.9 server takes the room for a stream that exists
+    already a second time before it sees that there is nothing to do, and says that it has none left."""
+    try:
+        return await connection.api(f"STREAM.CREATE.{wanted.name}", wanted, StreamInfo)
+    except ServerRefused as refused:
+        if refused.err_code not in (_NAME_IN_USE, _NO_ROOM):
+            raise
+        there = await _info(connection, wanted.name)
+        if there is None:
+            raise
+        return there
 
 
 def _differences(wanted: StreamConfig, there: StreamConfig) -> str:

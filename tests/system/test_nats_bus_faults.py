@@ -80,6 +80,15 @@ async def test_genfleets_own_buckets_are_made_twice_and_fit(nats_server: NatsSer
         await bus.close()
 
 
+async def test_a_whole_fleet_that_starts_at_once_finds_room_for_its_buckets(nats_server: NatsServer) -> None:
+    """A 2.9 server counts a stream twice while it is made, or made again."""
+    async with asyncio.timeout(BOUND_S):
+        buses = await asyncio.gather(*(connect(nats_server.settings(), name=f"service-{n}") for n in range(9)))
+    for bus in buses:
+        await bus.round_trip()
+        await bus.close()
+
+
 async def test_a_bucket_with_other_settings_is_refused_by_name(nats_server: NatsServer, js: JetStreamContext) -> None:
     await js.create_key_value(KeyValueConfig(bucket="kept", history=5, storage=StorageType.MEMORY))
     with pytest.raises(TopologyError) as refusal:
