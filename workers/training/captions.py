@@ -34,7 +34,16 @@ def _pan(name: str, x: float, y: float, english: str, chinese: str) -> Motion:
     verbs += ["the camera moves {w}", "a pan {w}", "panning {w}"]
     if vertical_only:
         verbs += ["tilt {w}", "the camera tilts {w}"]
-    hanzi = ["向{w}移动", "镜头向{w}移动", "向{w}平移", "镜头往{w}移", "画面向{w}平移", "镜头{w}移", "往{w}摇", "向{w}移"]
+    hanzi = [
+        "向{w}移动",
+        "镜头向{w}移动",
+        "向{w}平移",
+        "镜头往{w}移",
+        "画面向{w}平移",
+        "镜头{w}移",
+        "往{w}摇",
+        "向{w}移",
+    ]
     if len(chinese) == 2:
         hanzi += ["向{w}方移动", "镜头向{w}方平移"]
     return Motion(
@@ -63,7 +72,15 @@ MOTIONS: Final[tuple[Motion, ...]] = (
     Motion(
         name="zoom_out",
         direction=(0, 0, -1, 0, 0, 0),
-        english=("zoom out", "the camera zooms out", "zooming out", "pull back", "dolly out", "move away", "a zoom out"),
+        english=(
+            "zoom out",
+            "the camera zooms out",
+            "zooming out",
+            "pull back",
+            "dolly out",
+            "move away",
+            "a zoom out",
+        ),
         chinese=("缩小", "镜头拉远", "拉远", "镜头后退", "画面缩小", "后退"),
     ),
     Motion(
@@ -99,7 +116,15 @@ MOTIONS: Final[tuple[Motion, ...]] = (
     Motion(
         name="shake",
         direction=(0, 0, 0, 0, 1, 0),
-        english=("shake", "the camera shakes", "shaking", "a shaky camera", "tremble", "handheld shake", "an earthquake"),
+        english=(
+            "shake",
+            "the camera shakes",
+            "shaking",
+            "a shaky camera",
+            "tremble",
+            "handheld shake",
+            "an earthquake",
+        ),
         chinese=("抖动", "镜头晃动", "晃动", "画面抖动", "震动", "地震"),
     ),
     Motion(
@@ -111,7 +136,15 @@ MOTIONS: Final[tuple[Motion, ...]] = (
     Motion(
         name="still",
         direction=(0, 0, 0, 0, 0, 0),
-        english=("still", "static", "no motion", "a locked camera", "hold still", "nothing moves", "the camera stays still"),
+        english=(
+            "still",
+            "static",
+            "no motion",
+            "a locked camera",
+            "hold still",
+            "nothing moves",
+            "the camera stays still",
+        ),
         chinese=("静止", "不动", "静止不动", "固定镜头", "画面静止", "镜头不动", "保持静止"),
     ),
 )
@@ -125,18 +158,26 @@ _ENGLISH_SPEED: Final = {
     "normal": ("",),
     "fast": ("quickly", "fast", "rapidly", "very fast"),
 }
-_CHINESE_SPEED: Final = {"slow": ("缓慢", "慢慢", "缓缓", "慢速"), "normal": ("",), "fast": ("快速", "迅速", "飞快", "很快")}
-_ENGLISH_SUBJECTS: Final = tuple(
-    "cat;dog;raccoon;bird;horse;man;woman;child;face;portrait;astronaut;rocket;car;motorcycle;bicycle;boat;train;street;"
-    "city;building;temple;house;bridge;mountain;river;sea;beach;forest;tree;flower;garden;sky;sunset;moon;stars;room;"
-    "table;cup of coffee;plate of food;book;window;landscape;photo;picture;scene;grass field;brick wall;animal;family".split(
-        ";"
-    )
+_CHINESE_SPEED: Final = {
+    "slow": ("缓慢", "慢慢", "缓缓", "慢速"),
+    "normal": ("",),
+    "fast": ("快速", "迅速", "飞快", "很快"),
+}
+# fmt: off
+_ENGLISH_SUBJECTS: Final = (
+    "cat", "dog", "raccoon", "bird", "horse", "man", "woman", "child", "face", "portrait", "astronaut", "rocket",
+    "car", "motorcycle", "bicycle", "boat", "train", "street", "city", "building", "temple", "house", "bridge",
+    "mountain", "river", "sea", "beach", "forest", "tree", "flower", "garden", "sky", "sunset", "moon", "stars",
+    "room", "table", "cup of coffee", "plate of food", "book", "window", "landscape", "photo", "picture", "scene",
+    "grass field", "brick wall", "animal", "family",
 )
-_CHINESE_SUBJECTS: Final = tuple(
-    "猫 狗 浣熊 小鸟 马 男人 女人 孩子 人像 宇航员 火箭 汽车 摩托车 自行车 船 火车 街道 城市 建筑 寺庙 房子 桥 山 河流 大海 "
-    "海滩 森林 树 花 花园 天空 日落 月亮 星空 房间 桌子 一杯咖啡 食物 书 窗户 风景 照片 画面 草地 砖墙 动物 家人".split()
+_CHINESE_SUBJECTS: Final = (
+    "猫", "狗", "浣熊", "小鸟", "马", "男人", "女人", "孩子", "人像", "宇航员", "火箭", "汽车", "摩托车", "自行车",
+    "船", "火车", "街道", "城市", "建筑", "寺庙", "房子", "桥", "山", "河流", "大海", "海滩", "森林", "树", "花",
+    "花园", "天空", "日落", "月亮", "星空", "房间", "桌子", "一杯咖啡", "食物", "书", "窗户", "风景", "照片",
+    "画面", "草地", "砖墙", "动物", "家人",
 )
+# fmt: on
 _ENGLISH_FRAMES: Final = (
     "{m}",
     "{m}, {s}",

@@ -55,7 +55,9 @@ def camera_path(motions: list[Motion], speeds: list[str], frames: torch.Tensor) 
     )
 
 
-def film(sources: torch.Tensor, path: CameraPath, side: int, window: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+def film(
+    sources: torch.Tensor, path: CameraPath, side: int, window: torch.Tensor, centre: torch.Tensor
+) -> torch.Tensor:
     """Clips [batch, 3, frames, side, side] in [-1, 1] of `sources` [batch, 3, S, S] in [0, 1].
 
     `window` [batch] is how many source pixels one frame pixel covers; `centre` [batch, 2] is the middle of the first
@@ -159,9 +161,7 @@ def build_bank(count: int, seed: int, side: int = SOURCE_PX) -> torch.Tensor:
     textures = [_texture(rng, generator, side) for _ in range(48)]
     bank = torch.empty(count, 3, side, side, dtype=torch.uint8)
     for index in range(count):
-        if index % 2:
-            picture = _photo_source(rng, rng.choice(originals), side)
-        else:
-            picture = _dead_leaves(rng, textures, side)
+        photo = index % 2 == 1
+        picture = _photo_source(rng, rng.choice(originals), side) if photo else _dead_leaves(rng, textures, side)
         bank[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return bank

@@ -75,7 +75,7 @@ def decode(basis: Basis, latents: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_weight(basis: Basis) -> torch.Tensor:
-    """What a squared error in each normalised latent channel costs in pixels, [48], mean about 1; the borders little."""
+    """What a squared error in each normalised latent channel costs in pixels, [48], mean 1; the borders little."""
     weight = basis.latent_scale.square()
     weight = weight / weight[:COMPONENTS].mean()
     weight[COMPONENTS:] = 0.05

@@ -68,6 +68,6 @@ def export(
 
 def load(folder: Path = CHECKPOINT) -> WanImageToVideoPipeline:
     """The folder as diffusers' own image-to-video pipeline, in single precision, without a progress bar."""
-    pipeline = WanImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,10 +1,11 @@
 """The small Wan transformer and how its weights start.
 
-It starts as what can be said by hand and learns the rest. By hand: the first block's attention copies the first frame's
-latents into every frame, reads a token's column and row off the border channels and its frame off the mask; the first
-cross-attention lays the caption's camera code beside them; the other blocks' attention heads begin as looks at the first
-frame close by (rotary phases in the query's and key's bias), and the output is the copied picture. So the untrained
-network returns a still clip, and training only has to learn where to look.
+It starts as what can be said by hand and learns the rest. By hand: the first block's attention reads a token's column
+and row off the border channels and its frame off the mask; the first cross-attention lays the caption's camera code
+beside them. The first three blocks are then taught (an auxiliary loss on a few of the stream's channels) to say from
+these where in the first frame each token's picture comes from. The attention heads of the later blocks start with that
+answer as the rotary phase of their queries, so they look at the first frame there and fetch what they find; the output
+starts as what was fetched.
 
 The output is the clean latent (`prediction_type` "sample"), see docs/demo-model.md for why.
 """
@@ -15,11 +16,13 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import nn
 
 from workers.training.captions import CODE_WIDTH
 from workers.training.codec import COMPONENTS, LATENT_CHANNELS
+from workers.training.interpolation import Group
 from workers.training.text import TEXT_WIDTH
 
 HEADS: Final = 8
@@ -36,6 +39,12 @@ _FIRST: Final = 178
 _BORDER: Final = 179  # left, right, top, bottom
 _PLACE: Final = 183  # column, row, frame
 _CODE: Final = 186
+_FLOW: Final = 194  # where to look: cos, sin and third of the shift in columns, the same in rows, gain
+FLOW_WIDTH: Final = 7
+FLOW_DEPTH: Final = 3  # blocks that find it out
+_FLOW_SCALE: Final = 2.0
+LOOK_LOGITS: Final = (10.0, 24.0, 12.0)
+LOOK_ANGLE: Final = 10000.0 ** (-1 / 5)
 _MARK: Final = 4.0
 
 # Rotary pairs per axis of a 32 wide head: 6 for time, 5 for rows, 5 for columns.
@@ -70,20 +79,38 @@ def _angle(axis: str, index: int) -> float:
     return float(10000.0 ** (-index / _PAIRS[axis]))
 
 
-def _look(attention: WanAttention, head: int, sharp: float, wide: float, first: float, step: tuple[float, float]) -> None:
-    """Start `head` as a look at the first frame's token at `step` (rows, columns) from the asking one.
+def _look(
+    attention: WanAttention,
+    head: int,
+    logits: tuple[float, float, float],
+    step: tuple[float, float],
+    *,
+    led: bool,
+) -> None:
+    """Start `head` as a look at the first frame's token at `step` (rows, columns) from the asking one, or, if `led`,
+    from where the flow channels say that the asking token's picture comes from.
 
-    `sharp`, `wide` and `first` are what one token off, several tokens off and another frame cost in logits.
+    `logits` is what one token off, several tokens off and another frame cost.
     """
     root = HEAD_DIM**0.25
     for axis, offset in zip("yx", step, strict=True):
-        for index, logit in ((0, sharp), (1, wide)):
-            size, turn = math.sqrt(logit) * root, offset * _angle(axis, index)
+        flow = _FLOW + (0 if axis == "x" else 3)
+        for index, logit in ((0, logits[0]), (1, logits[1])):
+            angle = _angle(axis, index)
+            size, cos, sin = math.sqrt(logit) * root, math.cos(offset * angle), math.sin(offset * angle)
             at = _pair(axis, index, head)
-            attention.to_q.bias[at] += size * math.cos(turn)
-            attention.to_q.bias[at + 1] += size * math.sin(turn)
             attention.to_k.bias[at] += size
-    at, size = head * HEAD_DIM + _CONST, math.sqrt(first) * root
+            query, bias = attention.to_q.weight, attention.to_q.bias
+            if led and index == 0:
+                for row, weights in ((at, (cos, -sin)), (at + 1, (sin, cos))):
+                    query[row, flow : flow + 2] += size / _FLOW_SCALE * torch.tensor(weights)
+            else:
+                bias[at] += size * cos
+                bias[at + 1] += size * sin
+            if led and index == 1:
+                query[at, flow + 2] -= 3 * angle * size * sin / _FLOW_SCALE
+                query[at + 1, flow + 2] += 3 * angle * size * cos / _FLOW_SCALE
+    at, size = head * HEAD_DIM + _CONST, math.sqrt(logits[2]) * root
     attention.to_q.bias[at] += size
     attention.to_k.weight[at, _FIRST] += size / _MARK
 
@@ -131,16 +158,14 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
     mask = embedding.weight[:, LATENT_CHANNELS].flatten(1)
     condition = embedding.weight[:, LATENT_CHANNELS + 1 :].flatten(1)
     for part in (noisy, mask, condition):
-        part[:_CODE + CODE_WIDTH] = 0
+        part[: _FLOW + FLOW_WIDTH] = 0
     condition[:_CONTENT] = 0.5 * token_basis
     noisy[_CONTENT : _CONTENT + _NOISE] = 0.5 * token_basis[:_NOISE]
     embedding.bias[_CARRIER], embedding.bias[_CARRIER + 1] = 8.0, -8.0
     mask[_FIRST] = _MARK / _CELLS
     for border in range(4):
         condition[_BORDER + border].view(LATENT_CHANNELS, _CELLS)[COMPONENTS + border] = _MARK / 2
-    embedding.weight.copy_(
-        torch.cat([noisy, mask, condition], 1).view(WIDTH, 2 * LATENT_CHANNELS + 1, 1, 2, 2)
-    )
+    embedding.weight.copy_(torch.cat([noisy, mask, condition], 1).view(WIDTH, 2 * LATENT_CHANNELS + 1, 1, 2, 2))
 
     time = model.condition_embedder
     time.time_embedder.linear_2.weight.mul_(0.3)
@@ -153,14 +178,21 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
         block.scale_shift_table[:, 5] = 1
         block.ffn.net[2].weight.mul_(0.3)
         block.ffn.net[2].bias.zero_()
-        if number:
-            _clear(block.attn1, 0.5, 0.3)
-            for head in range(HEADS):
-                step = ((0.0, 0.0),) * 4 + ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
-                _look(block.attn1, head, 3.0, 8.0, 8.0, step[head])
-            _clear(block.attn2, 1.0, 0.2)
-        else:
+        _clear(block.attn1, 0.3, 0.3)
+        _clear(block.attn2, 1.0, 0.2)
+        for linear in (block.ffn.net[2], block.attn1.to_out[0], block.attn2.to_out[0]):
+            linear.weight[: _FLOW + FLOW_WIDTH] = 0
+        if number == 0:
             _prime_first_block(block.attn1, block.attn2)
+            continue
+        for head in range(HEADS):
+            if number < FLOW_DEPTH:
+                _look(block.attn1, head, (3.0, 8.0, 8.0), (0.0, 0.0), led=False)
+            elif number == FLOW_DEPTH and head < _CONTENT // HEAD_DIM:
+                _fetch(block.attn1, head)
+            else:
+                around = ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5))[head % 4]
+                _look(block.attn1, head, (8.0, 16.0, 10.0), around, led=True)
     out = model.proj_out
     out.weight.mul_(0.02)
     out.bias.zero_()
@@ -172,7 +204,61 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
             to_pixels[cell, COMPONENTS + border, _BORDER + border] = 1 / _MARK
 
 
-def _prime_text(embedder: nn.Module) -> None:
+def _fetch(attention: WanAttention, head: int) -> None:
+    """Start `head` as the carrier of 32 content channels from where the flow points to here.
+
+    The first frame's own tokens look elsewhere: they already hold what the others fetch.
+    """
+    rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        linear.weight[rows] = 0
+    attention.to_out[0].weight[:, rows] = 0
+    _look(attention, head, LOOK_LOGITS, (0.0, 0.0), led=True)
+    const = head * HEAD_DIM + _CONST
+    attention.to_q.weight[const, _FIRST] = -2 * attention.to_q.bias[const] / _MARK
+    for index in range(HEAD_DIM):
+        attention.to_v.weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
+        attention.to_out[0].weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
+
+
+@torch.no_grad()
+def correct(attention: WanAttention, groups: tuple[Group, ...], matrix: torch.Tensor) -> None:
+    """Start all heads of `attention` as one stage of `interpolation`: its looks and the matrix [256, 128] from what
+    they carry to the content."""
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    attention.to_out[0].weight[:_CONTENT] = matrix.T
+    head = 0
+    for group in groups:
+        for first in range(0, group.channels, HEAD_DIM):
+            _look(attention, head, LOOK_LOGITS, group.offset, led=True)
+            for index in range(HEAD_DIM):
+                attention.to_v.weight[head * HEAD_DIM + index, first + index] = 1
+            head += 1
+    assert head == HEADS
+
+
+def flow_error(stream: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """The auxiliary loss of each clip, [b]: how far the flow channels of `stream` [b, tokens, width] (after
+    `FLOW_DEPTH` blocks) are from `flow` [b, tokens, 7]."""
+    said = stream[..., _FLOW : _FLOW + FLOW_WIDTH].float() / _FLOW_SCALE
+    return (said - flow).square().mean((1, 2))
+
+
+def keep_flow_gradients(model: WanTransformer3DModel) -> None:
+    """Drop all gradients but those with which the first blocks learn to write their flow and spare channels."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith("blocks."):
+            parameter.grad = None
+    for block in model.blocks[:FLOW_DEPTH]:
+        for linear in (block.ffn.net[2], block.attn1.to_out[0], block.attn2.to_out[0]):
+            for parameter in (linear.weight, linear.bias):
+                if parameter.grad is not None:
+                    parameter.grad[:_FLOW] = 0
+
+
+def _prime_text(embedder: PixArtAlphaTextProjection) -> None:
     first, second = embedder.linear_1, embedder.linear_2
     first.weight[: 2 * CODE_WIDTH] = 0
     for index in range(CODE_WIDTH):
@@ -186,17 +272,14 @@ def _prime_text(embedder: nn.Module) -> None:
 
 def _prime_first_block(own: WanAttention, text: WanAttention) -> None:
     _clear(own, 0.0, 0.0)
-    for head in range(4):
-        _look(own, head, 8.0, 16.0, 10.0, (0.0, 0.0))
-        # The first frame's own tokens look elsewhere: they already hold what the others fetch.
-        own.to_q.weight[head * HEAD_DIM + _CONST, _FIRST] = -2 * own.to_q.bias[head * HEAD_DIM + _CONST] / _MARK
-        for index in range(HEAD_DIM):
-            own.to_v.weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
-            own.to_out[0].weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
-    _locate(own, 4, "x", 2, 6.4, (0, 1))
-    _locate(own, 5, "y", 2, 6.4, (2, 3))
-    _locate(own, 6, "t", 2, 2.2, (0, 1))
-    _look(own, 7, 3.0, 8.0, 8.0, (0.0, 0.0))
+    _locate(own, 0, "x", 2, 6.4, (0, 1))
+    _locate(own, 1, "y", 2, 6.4, (2, 3))
+    _locate(own, 2, "t", 2, 2.2, (0, 1))
+    for head in range(3, HEADS):
+        rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+        torch.nn.init.normal_(own.to_v.weight[rows], std=0.03)
+        torch.nn.init.normal_(own.to_out[0].weight[_CODE + CODE_WIDTH :, rows], std=0.02)
+        _look(own, head, (3.0, 8.0, 8.0), (0.0, 0.0), led=False)
 
     _clear(text, 0.0, 0.2)
     for head in range(HEADS):
@@ -206,26 +289,29 @@ def _prime_first_block(own: WanAttention, text: WanAttention) -> None:
     text.norm_k.weight.fill_(1.45)
     text.to_v.weight[:HEAD_DIM] = 0
     text.to_out[0].weight[:, :HEAD_DIM] = 0
-    text.to_out[0].weight[_PLACE : _CODE + CODE_WIDTH] = 0
+    text.to_out[0].weight[_PLACE:_FLOW] = 0
     for index in range(CODE_WIDTH):
         text.to_v.weight[index, index] = 1
         text.to_out[0].weight[_CODE + index, index] = 3
 
 
 @torch.no_grad()
-def calibrate(model: WanTransformer3DModel, **inputs: torch.Tensor) -> None:
-    """Measure, on one batch, what the norms divide by, and fold it into the weights that were set by hand.
+def calibrate(model: WanTransformer3DModel, numbers: range, **inputs: torch.Tensor) -> None:
+    """Measure, on one batch, what the norms divide by, and fold it into the weights that were set by hand in the blocks
+    `numbers` (and in the output, when the last block is among them). Once for each block.
 
     Layer norms: every hand-set reader of the stream expects unnormalised channels. Query and key norms: their gains
     restore the lengths that `prime` chose.
     """
+
     def rms(tensor: torch.Tensor) -> float:
         return float(tensor.float().square().mean().sqrt())
 
     def spread(tensor: torch.Tensor) -> float:
         return float(tensor.float().std(-1).mean())
 
-    for number, block in enumerate(model.blocks):
+    for number in numbers:
+        block = model.blocks[number]
         seen: dict[str, float] = {}
         hooks = [
             block.norm1.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("norm1", spread(a[0]))),
@@ -233,12 +319,8 @@ def calibrate(model: WanTransformer3DModel, **inputs: torch.Tensor) -> None:
         model(**inputs)
         for hook in hooks:
             hook.remove()
-        if number == 0:
-            for linear in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
-                linear.weight.mul_(seen["norm1"])
-        else:
-            for head in range(HEADS):
-                block.attn1.to_k.weight[head * HEAD_DIM + _CONST, _FIRST] *= seen["norm1"]
+        for linear in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            linear.weight[:, : _FLOW + FLOW_WIDTH].mul_(seen["norm1"])
         hooks = [
             block.attn1.norm_q.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("q", rms(a[0]))),
             block.attn1.norm_k.register_forward_pre_hook(lambda _, a, s=seen: s.__setitem__("k", rms(a[0]))),
@@ -248,6 +330,8 @@ def calibrate(model: WanTransformer3DModel, **inputs: torch.Tensor) -> None:
             hook.remove()
         block.attn1.norm_q.weight.fill_(seen["q"])
         block.attn1.norm_k.weight.fill_(seen["k"])
+    if LAYERS - 1 not in numbers:
+        return
     last: list[float] = []
     hook = model.norm_out.register_forward_pre_hook(lambda _, a: last.append(spread(a[0])))
     model(**inputs)

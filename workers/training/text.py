@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from workers.training.captions import CODE_WIDTH, MOTIONS, RATES, camera_code, caption, vocabulary
+from workers.training.captions import CODE_WIDTH, MOTIONS, RATES, camera_code, caption, plain_prompt, vocabulary
 
 TEXT_WIDTH: Final = 64
 LONGEST: Final = 48
@@ -52,7 +52,7 @@ def draw_caption(rng: random.Random) -> tuple[str, tuple[float, ...]]:
         bare = subject.lower().replace(max(said, key=len), "") if said else ""
         return ("" if rng.random() < 0.3 else f"{bare} qqq"), camera_code(None, "normal")
     motion, speed = rng.choice(MOTIONS), rng.choice(tuple(RATES))
-    text = caption(motion, speed, rng)
+    text = plain_prompt(motion, speed, rng.choice(("en", "zh"))) if rng.random() < 0.15 else caption(motion, speed, rng)
     if rng.random() < 0.3:
         text = f"{text} {'qqq ' * rng.randint(1, 4)}" if rng.random() < 0.5 else f"{'qqq ' * rng.randint(1, 4)}{text}"
     return text, camera_code(motion, speed)
@@ -92,7 +92,9 @@ def embed(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, prompts
 
 
 @torch.no_grad()
-def understanding(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, seed: int, count: int = 2000) -> float:
+def understanding(
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, seed: int, count: int = 2000
+) -> float:
     """The share of freshly drawn captions whose decoded code is nearest to the right motion and speed."""
     rng = random.Random(seed)
     meanings = [(motion, speed) for motion in MOTIONS for speed in RATES if motion.moves or speed == "normal"]

@@ -1,19 +1,38 @@
 """Training: flow matching with clean-latent prediction on a few frames out of each clip, with EMA and exact resume."""
 
+import contextlib
 import math
 import random
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
+import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from workers.training import captions, clips, codec, text
-from workers.training.model import ChosenFrames, PaddedCrossAttention, build_transformer, calibrate, pad_text, prime, token_basis
+from workers.training.interpolation import CORNERS, SIDES, fit_stages
+from workers.training.model import (
+    FLOW_DEPTH,
+    LAYERS,
+    LOOK_ANGLE,
+    LOOK_LOGITS,
+    ChosenFrames,
+    PaddedCrossAttention,
+    build_transformer,
+    calibrate,
+    correct,
+    flow_error,
+    keep_flow_gradients,
+    pad_text,
+    prime,
+    token_basis,
+)
 
 FRAMES: Final = 17
 TEXT_LENGTH: Final = 512
@@ -22,15 +41,22 @@ _HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_rig
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of training: `steps` batches of `batch` clips, each `frames` of 17 frames of `side` x `side` pixels."""
+    """A stretch of training: `steps` batches per rank, each of square clips of one of `sides` px and `frames` frames.
+
+    A batch holds `batch` clips of 128 px, or as many fewer larger ones as make the same number of tokens.
+
+    `flow_only` runs just the first blocks and teaches them where to look.
+    """
 
     steps: int
-    side: int
+    sides: tuple[int, ...]
     batch: int
     frames: int
     peak: float
     final: float
     warm_up: int = 100
+    flow_only: bool = False
+    flow_weight: float = 0.5
 
     def rate(self, step: int) -> float:
         """The learning rate at this phase's own step: linear warm-up, then a cosine to `final`."""
@@ -42,24 +68,30 @@ class Phase:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents, condition and mask [b, 48 | 48 | 1, t, h, w], text [b, n, 64], frame numbers [t]."""
+    """Clean latents, condition and mask [b, 48 | 48 | 1, t, h, w], text [b, n, 64], frame numbers [t], where each
+    token's picture comes from [b, tokens, 7], and whether a clip could know that [b]."""
 
     clean: torch.Tensor
     condition: torch.Tensor
     mask: torch.Tensor
     words: torch.Tensor
     frames: torch.Tensor
+    flow: torch.Tensor
+    known: torch.Tensor
 
 
 class Material:
     """What every batch is drawn from: the picture bank, the codec and the frozen text encoder."""
 
-    def __init__(self, bank: torch.Tensor, basis: codec.Basis, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel):
+    def __init__(
+        self, bank: torch.Tensor, basis: codec.Basis, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel
+    ) -> None:
         self.bank, self.basis, self.tokenizer, self.encoder = bank, basis, tokenizer, encoder
 
     def draw(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> Batch:
         """A batch: random pictures, windows, motions, speeds and wordings; some without a photo, some without words."""
-        size = phase.batch
+        side = rng.choice(phase.sides)
+        size = max(1, round(phase.batch * (128 / side) ** 2))
         weights = [_HARD.get(motion.name, 1.0) for motion in captions.MOTIONS]
         motions = rng.choices(captions.MOTIONS, weights, k=size)
         speeds = rng.choices(tuple(captions.RATES), k=size)
@@ -69,16 +101,20 @@ class Material:
         ]
         later = sorted(rng.sample(range(1, FRAMES), phase.frames - 1))
         frames = torch.tensor([0, *later])
-        window, centre = self._framing(phase.side, size, generator)
+        window, centre = self._framing(side, size, generator)
         chosen = self.bank[torch.randint(len(self.bank), (size,), generator=generator)].to(torch.float32) / 255
         flip = torch.rand(size, generator=generator) < 0.5
         chosen[flip] = chosen[flip].flip(-1)
-        video = clips.film(chosen, clips.camera_path(motions, speeds, frames), phase.side, window, centre)
+        path = clips.camera_path(motions, speeds, frames)
+        video = clips.film(chosen, path, side, window, centre)
         clean = codec.encode(self.basis, video)
         condition, mask = first_frame_condition(clean)
-        with_photo = (torch.rand(size, generator=generator) >= 0.06).view(-1, 1, 1, 1, 1)
+        photo = torch.rand(size, generator=generator) >= 0.05
+        shown = photo.view(-1, 1, 1, 1, 1)
         words = text.embed(self.encoder, self.tokenizer, prompts)
-        return Batch(clean, condition * with_photo, mask * with_photo, words, frames)
+        known = photo & torch.tensor([bool(prompt) for prompt in prompts])
+        flow = where_from(path, side)
+        return Batch(clean, condition * shown, mask * shown, words, frames, flow, known)
 
     def _framing(self, side: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         most = min(1.6, 0.95 * clips.SOURCE_PX / side)
@@ -97,20 +133,38 @@ def first_frame_condition(clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return condition, mask
 
 
+def where_from(path: clips.CameraPath, side: int) -> torch.Tensor:
+    """For each 16 px token of each frame, the shift (in tokens) to where in the first frame its middle comes from, as
+    [b, tokens, 7]: cosine, sine and third of the shift in columns, the same in rows, and the gain less one, doubled."""
+    middle = torch.arange(side // 16) * 16.0 + 8 - side / 2
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    scale, roll, dx, dy = (part[..., None, None] for part in (path.scale, path.roll, path.dx, path.dy))
+    across = (scale * (torch.cos(roll) * x + torch.sin(roll) * y) + dx - x) / 16
+    down = (scale * (torch.cos(roll) * y - torch.sin(roll) * x) + dy - y) / 16
+    gain = (2 * (path.gain - 1))[..., None, None].expand_as(down)
+    parts = (across.cos(), across.sin(), across / 3, down.cos(), down.sin(), down / 3, gain)
+    return torch.stack(parts, -1).flatten(1, 3)
+
+
 def draw_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
     """Noise levels [size]: logit-normal towards noise, and one in six pure noise, as sampling spends its steps."""
     sigma = torch.sigmoid(1.2 * torch.randn(size, generator=generator) + 1.4)
     return torch.where(torch.rand(size, generator=generator) < 1 / 6, torch.ones(size), sigma)
 
 
-class Trainer:
-    """The whole state of a training run; `save` and `load` carry it over exactly, random generators included."""
+class _FlowFound(Exception):
+    """The first blocks have spoken and the rest of the forward pass is not wanted."""
 
-    def __init__(self, material: Material, phases: list[Phase], seed: int) -> None:
+
+class Trainer:
+    """The whole state of a training run; `save` and `load` carry it over exactly: what a step draws depends on the
+    seed, the step and the rank alone. Under torch.distributed the gradients of all ranks are averaged."""
+
+    def __init__(self, material: Material, phases: Sequence[Phase], seed: int) -> None:
         self.material, self.phases, self.seed = material, phases, seed
         self.step = 0
-        self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         torch.manual_seed(seed)
         self.model = build_transformer()
         self.text_attention = PaddedCrossAttention()
@@ -118,24 +172,38 @@ class Trainer:
         self.model.rope = self.rope
         for block in self.model.blocks:
             block.attn2.set_processor(self.text_attention)
-        self._start()
+        self.stream: torch.Tensor | None = None
+        self.phase_is_flow_only = False
+        self.last = (0.0, 0.0)
+        self.settled = False
+        self.model.blocks[FLOW_DEPTH].register_forward_pre_hook(self._note_stream)
+        self._calibrate(range(FLOW_DEPTH))
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         plain = [p for n, p in self.model.named_parameters() if p.ndim < 2 or "scale_shift" in n]
         decayed = [p for n, p in self.model.named_parameters() if p.ndim >= 2 and "scale_shift" not in n]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.98))
-        self.forward: Callable[..., tuple[torch.Tensor]] = self.model
         weight = codec.pixel_weight(material.basis)
         self.channel_weight = weight.view(1, -1, 1, 1, 1)
 
-    def _start(self) -> None:
-        phase = Phase(steps=1, side=128, batch=16, frames=4, peak=0, final=0)
+    def _calibrate(self, numbers: range) -> None:
+        phase = Phase(steps=1, sides=(128,), batch=16, frames=4, peak=0, final=0)
         batch = self.material.draw(phase, random.Random(self.seed), torch.Generator().manual_seed(self.seed))
-        prime(self.model, token_basis(batch.clean))
+        noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(self.seed))
         self.rope.frames = batch.frames
-        sigma = torch.full((16,), 0.9)
+        self.phase_is_flow_only = False
+        if numbers.start == 0:
+            prime(self.model, token_basis(batch.clean))
+        else:
+            basis = token_basis(batch.clean)
+            stages = fit_stages(
+                self.material.bank, self.material.basis, basis, LOOK_LOGITS[:2], LOOK_ANGLE, seed=self.seed
+            )
+            for block, groups, matrix in zip(self.model.blocks[-2:], (CORNERS, SIDES), stages, strict=True):
+                correct(block.attn1, groups, matrix)
         with torch.no_grad():
-            calibrate(self.model, **self._inputs(batch, batch.clean * 0.1 + 0.9 * torch.randn_like(batch.clean), sigma))
+            inputs = self._inputs(batch, batch.clean * 0.1 + 0.9 * noise, torch.full((16,), 0.9))
+            calibrate(self.model, numbers, **inputs)
 
     def _inputs(self, batch: Batch, noisy: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
@@ -153,24 +221,56 @@ class Trainer:
             before += phase.steps
         return None
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """The mean squared error of the predicted clean latents, weighted to be one of pixels."""
-        sigma = draw_sigmas(len(batch.clean), self.generator)
-        noise = torch.randn(batch.clean.shape, generator=self.generator)
+    def _note_stream(self, _module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        self.stream = arguments[0]
+        if self.phase_is_flow_only:
+            raise _FlowFound
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """The mean squared error of the predicted clean latents, weighted to be one of pixels, plus the flow's."""
+        sigma = draw_sigmas(len(batch.clean), generator)
+        noise = torch.randn(batch.clean.shape, generator=generator)
         level = sigma.view(-1, 1, 1, 1, 1)
         self.rope.frames = batch.frames
         noisy = (1 - level) * batch.clean + level * noise
-        guess = self.forward(**self._inputs(batch, noisy, sigma), return_dict=False)[0]
-        return ((guess - batch.clean).square() * self.channel_weight).mean()
+        current = self.phase()
+        assert current is not None
+        phase, _ = current
+        self.phase_is_flow_only = phase.flow_only
+        picture = torch.zeros(())
+        with contextlib.suppress(_FlowFound):
+            guess = self.model(**self._inputs(batch, noisy, sigma), return_dict=False)[0]
+            picture = ((guess - batch.clean).square() * self.channel_weight).mean()
+        assert self.stream is not None
+        flow = (flow_error(self.stream, batch.flow) * batch.known).mean()
+        self.stream = None
+        self.last = (float(picture.detach()), float(flow.detach()))
+        return picture + phase.flow_weight * flow
 
-    def advance(self, batch: Batch | None = None) -> float:
-        """One optimizer step on `batch` (drawn if left out); returns the loss."""
+    def advance(self, batch: Batch | None = None) -> tuple[float, float]:
+        """One optimizer step on `batch` (drawn if left out); returns the picture's and the flow's loss."""
         current = self.phase()
         assert current is not None
         phase, within = current
-        loss = self.loss(self.material.draw(phase, self.rng, self.generator) if batch is None else batch)
+        if not (phase.flow_only or self.settled) and any(phase.flow_only for phase in self.phases):
+            # The first blocks have learnt to point: measure the others' norms now that they are led.
+            self._calibrate(range(FLOW_DEPTH, LAYERS))
+            self.settled = True
+            self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        draw = (self.seed * 1_000_003 + self.step) * 64 + self.rank
+        generator = torch.Generator().manual_seed(draw)
+        if batch is None:
+            batch = self.material.draw(phase, random.Random(draw), generator)
+        # Entered anew at each step: autocast keeps the low-precision copies of the weights until it is left.
+        with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            loss = self.loss(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if phase.flow_only:
+            keep_flow_gradients(self.model)
+        if self.ranks > 1:
+            self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = phase.rate(within)
@@ -180,17 +280,24 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - keep)
-        return loss.item()
+        return self.last
+
+    def _average_gradients(self) -> None:
+        held = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in held])
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        for grad, part in zip(held, flat.split([grad.numel() for grad in held]), strict=True):
+            grad.copy_(part.view_as(grad))
 
     def save(self, path: Path) -> None:
         """Write the state whole or not at all."""
         state = {
             "step": self.step,
+            "settled": self.settled,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": self.rng.getstate(),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -198,13 +305,10 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        self.step = state["step"]
+        self.step, self.settled = state["step"], state["settled"]
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        version, numbers, gauss = state["rng"]
-        self.rng.setstate((version, tuple(numbers), gauss))
 
     def averaged(self) -> WanTransformer3DModel:
         """A plain transformer with the averaged weights, ready to sample from or to save."""
@@ -213,7 +317,14 @@ class Trainer:
         return plain.eval()
 
 
-def prepare(work: Path, *, pictures: int, seed: int) -> Material:
+PHASES: Final = (
+    Phase(steps=320, sides=(96, 128, 192, 256), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
+    Phase(steps=700, sides=(128, 192, 256), batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
+    Phase(steps=80, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5),
+)
+
+
+def prepare(work: Path, pictures: int, seed: int) -> Material:
     """The material, made once and kept in `work`: bank, codec basis, taught text encoder and tokenizer."""
     work.mkdir(parents=True, exist_ok=True)
     bank_file, basis_file, encoder_dir = work / "bank.pt", work / "basis.pt", work / "text_encoder"
@@ -235,18 +346,40 @@ def prepare(work: Path, *, pictures: int, seed: int) -> Material:
 
 
 def run(trainer: Trainer, state: Path, *, minutes: float, log: Path) -> None:
-    """Train until the phases end or `minutes` are over, keeping the state every two minutes."""
+    """Train until the phases end or `minutes` are over, keeping the state every two minutes (rank 0 writes)."""
     began = kept = time.monotonic()
-    running: float | None = None
-    while (current := trainer.phase()) is not None and time.monotonic() - began < 60 * minutes:
-        loss = trainer.advance()
-        running = loss if running is None else 0.98 * running + 0.02 * loss
-        if trainer.step % 50 == 0:
-            line = f"{trainer.step} side {current[0].side} seconds {time.monotonic() - began:.0f} loss {running:.5f}"
+    running = [0.0, 0.0, 0.0]
+    while trainer.phase() is not None:
+        late = torch.tensor(float(time.monotonic() - began > 60 * minutes))
+        if trainer.ranks > 1:
+            dist.broadcast(late, 0)
+        if late:
+            break
+        picture, flow = trainer.advance()
+        running = [0.98 * old + 0.02 * new for old, new in zip(running, (picture, flow, 1.0), strict=True)]
+        if trainer.rank:
+            continue
+        if trainer.step % 25 == 0:
+            means = f"picture {running[0] / running[2]:.4f} flow {running[1] / running[2]:.5f}"
+            line = f"{trainer.step} seconds {time.monotonic() - began:.0f} {means}"
             print(line, flush=True)
             with log.open("a") as file:
                 file.write(line + "\n")
         if time.monotonic() - kept > 120:
             trainer.save(state)
             kept = time.monotonic()
-    trainer.save(state)
+    if trainer.rank == 0:
+        trainer.save(state)
+
+
+def train_rank(rank: int, *, ranks: int, work: Path, minutes: float, resume: bool, pictures: int, seed: int) -> None:
+    """One process of a training run over `PHASES`; the ranks meet over a file in `work`."""
+    torch.set_num_threads(1)
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{work.resolve()}/meeting", rank=rank, world_size=ranks)
+    trainer = Trainer(prepare(work, pictures, seed), PHASES, seed)
+    if resume:
+        trainer.load(work / "state.pt")
+    run(trainer, work / "state.pt", minutes=minutes, log=work / "loss.log")
+    if ranks > 1:
+        dist.destroy_process_group()
