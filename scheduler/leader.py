@@ -209,6 +209,7 @@ class Leader:
             lease = decode(entry.value, LeaderLease)
         except msgspec.MsgspecError as error:
             _LOG.error("not_a_leader_lease", revision=entry.revision, error=str(error))
+            seat.revision = entry.revision  # the holder writes over it
             return
         seat.seen(lease, entry.revision, self._clock.monotonic())
         self._tell("another leads")

@@ -20,7 +20,7 @@ from shared.messages import (
     encode,
 )
 from tests.support.memory_bus import Write
-from tests.support.scheduling import Room
+from tests.support.scheduling import AlwaysLeads, Room
 
 QUEUED, ASSIGNED, RUNNING, CANCELLING = State.QUEUED, State.ASSIGNED, State.RUNNING, State.CANCELLING
 SUCCEEDED, FAILED, CANCELLED = State.SUCCEEDED, State.FAILED, State.CANCELLED
@@ -257,7 +257,7 @@ async def test_a_scheduler_killed_at_any_write_loses_nothing(room: Room, write: 
 
     def stop_here(event: Write) -> None:
         nonlocal count
-        if event.connection == "scheduler-1":
+        if event.connection == "scheduler-1" and event.bucket != "leader":
             count += 1
             if count == write:
                 room.broker.cut("scheduler-1")
@@ -285,9 +285,9 @@ async def test_a_scheduler_killed_at_any_write_loses_nothing(room: Room, write: 
 
 
 async def test_two_schedulers_at_once_are_harmless(room: Room) -> None:
-    """Row 13."""
-    await room.scheduler("scheduler-1")
-    await room.scheduler("scheduler-2")
+    """Row 13: both act, whatever the election would say."""
+    await room.scheduler("scheduler-1", election=AlwaysLeads())
+    await room.scheduler("scheduler-2", election=AlwaysLeads())
     workers = [await room.worker(name=f"w{number}", run_s=1.0) for number in range(3)]
     jobs = [await room.submit() for _ in range(20)]
     for job in jobs:

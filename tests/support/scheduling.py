@@ -8,8 +8,10 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from scheduler.invariants import check
+from scheduler.leader import Election
 from scheduler.policy import Times
 from scheduler.shell import Scheduler
+from shared.clock import Clock
 from shared.lifecycle import Stamp, born, cancel
 from shared.messages import CancelOrder, JobRecord, JobRequest, Layout, Outcome, State, decode, encode
 from shared.settings import Settings
@@ -34,6 +36,19 @@ REQUEST = JobRequest(
 )
 
 
+class AlwaysLeads:
+    """An election that every scheduler wins, always: what stays safe then owes nothing to there being one leader."""
+
+    def leads(self) -> bool:
+        return True
+
+    async def run(self) -> None:
+        return
+
+    async def leave(self) -> None:
+        return
+
+
 class Room:
     """Everything that one service test needs; ``close`` checks every scheduler's invariants."""
 
@@ -46,9 +61,16 @@ class Room:
         self.workers: list[ScriptedWorker] = []
         self._count = 0
 
-    async def scheduler(self, name: str = "scheduler-1", times: Times | None = None) -> Scheduler:
+    async def scheduler(
+        self,
+        name: str = "scheduler-1",
+        times: Times | None = None,
+        election: Election | None = None,
+        clock: Clock | None = None,
+    ) -> Scheduler:
         """Start a scheduler and wait until it is ready (if the broker is up)."""
-        made = Scheduler(self.broker.connect(name), Settings(), self.clock, name=name, times=times)
+        bus = self.broker.connect(name)
+        made = Scheduler(bus, Settings(), clock or self.clock, name=name, times=times, election=election)
         self.schedulers[name] = (made, asyncio.ensure_future(made.run()))
         await settle()
         return made
