@@ -135,6 +135,10 @@ class Bucket(Protocol):
         """
         ...
 
+    async def count(self, keys: str = ">") -> int:
+        """How many keys match the filter, markers included. Cheap: nothing is read. Raises BusUnavailable."""
+        ...
+
     async def usage(self) -> tuple[int, int]:
         """How many messages and bytes the bucket holds (markers included)."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Protocol
@@ -43,6 +44,10 @@ class _Message(Struct, frozen=True):
     time: str
     hdrs: str = ""
     data: str = ""
+
+
+class _Consumer(Answer, kw_only=True):
+    num_pending: int = 0
 
 
 class _Found(Answer, kw_only=True):
@@ -151,6 +156,28 @@ class NatsBucket:
         except ServerRefused as refused:
             if await self.get(key) == found:
                 raise BusUnavailable(str(refused)) from refused
+
+    async def count(self, keys: str = ">") -> int:
+        # What a new consumer would have to read; asking for the subjects' names would bring all of them.
+        connection = self._bus.connection()
+        name = f"count-{secrets.token_hex(8)}"
+        config: dict[str, str | int | bool] = {
+            "name": name,
+            "ack_policy": "none",
+            "deliver_policy": "all",
+            "filter_subject": self._prefix + check_filter(keys),
+            "inactive_threshold": 5_000_000_000,
+            "num_replicas": 1,
+            "mem_storage": True,
+        }
+        try:
+            made = await connection.api(
+                f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}, _Consumer
+            )
+            await connection.api(f"CONSUMER.DELETE.{self._stream}.{name}", None, Answer)
+        except ServerRefused as refused:
+            raise BusUnavailable(str(refused)) from refused
+        return made.num_pending
 
     async def usage(self) -> tuple[int, int]:
         stream = await self._info(self._bus.connection())

@@ -173,6 +173,21 @@ async def test_purge_leaves_nothing(world: World) -> None:
     assert await bucket.create("k", b"2") > 0
 
 
+async def test_count_counts_the_keys_of_a_filter(world: World) -> None:
+    bucket = (await world.connect()).bucket("kept")
+    assert await bucket.count() == 0
+    for key in ("a.1", "a.2", "b.1", "c"):
+        await bucket.put(key, b"x")
+    await bucket.put("a.1", b"y")
+    await bucket.delete("a.2")
+    await bucket.purge("b.1")
+    assert await bucket.count() == 3
+    assert await bucket.count("a.*") == 2
+    assert await bucket.count("b.*") == 0
+    with pytest.raises(InvalidKey):
+        await bucket.count("a b")
+
+
 async def test_usage_counts_messages_and_bytes(world: World) -> None:
     bucket = (await world.connect()).bucket("kept")
     assert await bucket.usage() == (0, 0)

@@ -199,6 +199,12 @@ class MemoryBucket:
         await self._bus.reach()
         self._stream().forget(key)
 
+    async def count(self, keys: str = ">") -> int:
+        check_filter(keys)
+        await asyncio.sleep(0)
+        await self._bus.reach()
+        return sum(matches(keys, key) for key in self._stream().last)
+
     async def usage(self) -> tuple[int, int]:
         await asyncio.sleep(0)
         await self._bus.reach()
