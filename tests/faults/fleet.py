@@ -110,6 +110,8 @@ class BareFleet:
             if owned.own_ends:
                 times = f"{len(owned.own_ends)} times, with {sorted(set(owned.own_ends))}"
                 self.faults_found.append(f"{owned.name} ended by itself {times}, see {owned.log}")
+            if owned.refusals:
+                self.faults_found.append(f"{owned.name} could not be started again: {owned.refusals[-1]}")
         for left in await asyncio.to_thread(marked, self.run):
             with suppress(psutil.Error):
                 self.faults_found.append(f"left behind: {' '.join(left.cmdline())}")

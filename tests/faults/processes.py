@@ -30,12 +30,14 @@ class Owned:
     Attributes:
         up: set while it runs.
         own_ends: exit codes of the times that it ended although nobody had killed it.
+        refusals: why the machine would not start it again, each time.
     """
 
     def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path) -> None:
         self.name = name
         self.up = asyncio.Event()
         self.own_ends: list[int] = []
+        self.refusals: list[str] = []
         self.log = log
         self._command = [sys.executable, "-I", "-S", _LEASH, str(os.getpid()), *command]
         self._env = env
@@ -106,7 +108,17 @@ class Owned:
                 self.own_ends.append(code)
             down_s, self._down_s = self._down_s, None
             await asyncio.sleep(RESTART_S if down_s is None else down_s)
-            await self._launch()
+            await self._launch_again()
+
+    async def _launch_again(self) -> None:
+        while True:
+            try:
+                await self._launch()
+            except OSError as error:
+                self.refusals.append(str(error))
+            else:
+                return
+            await asyncio.sleep(RESTART_S)
 
     async def _launch(self) -> None:
         with self.log.open("ab") as log:

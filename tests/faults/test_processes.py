@@ -64,6 +64,22 @@ async def test_what_ends_by_itself_is_noted_and_comes_back(tmp_path: Path) -> No
         assert "up" in process.last_words()
 
 
+async def test_what_the_machine_will_not_start_is_tried_again(tmp_path: Path) -> None:
+    async with owned(tmp_path, PATIENT) as (process, _):
+        await said_up(process, 1)
+        process.log.rename(tmp_path / "kept")
+        process.log.mkdir()
+        process.kill(0.05)
+        async with asyncio.timeout(BOUND_S):
+            while True:
+                if process.refusals:
+                    break
+                await asyncio.sleep(0.01)
+        process.log.rmdir()
+        await asyncio.wait_for(process.up.wait(), BOUND_S)
+        assert await process.close(BOUND_S) is not None
+
+
 async def test_a_stopped_one_stands_still_and_goes_on(tmp_path: Path) -> None:
     async with owned(tmp_path, PATIENT) as (process, _):
         await said_up(process, 1)
