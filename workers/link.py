@@ -4,9 +4,10 @@ Transport: a Unix socket made by the agent (mode 0600, in a folder of its own), 
 rank 0 connects. A frame is a 4-byte big-endian length and that many bytes of msgpack. The first frame from rank 0 is
 ``Hello``; anything else, or a frame longer than ``MAX_FRAME``, ends the connection, and with it the group.
 
-The agent sends one ``Run`` at a time per slot and may send ``Cancel`` for it; rank 0 answers every ``Run`` with exactly
-one of ``Done``, ``Refused``, ``Broke`` or ``Stopped``, for the same job and epoch. ``Broke(poisoned=True)`` says that
-the group must be killed and relaunched. Rank 0's main loop sends ``Pulse`` at every step and while idle, so silence
+The agent sends one ``Run`` at a time per slot (the pool's ``capacity``: one, except with the dummy engine) and may send
+``Cancel`` for it; rank 0 answers every ``Run`` with exactly one of ``Done``, ``Refused``, ``Broke`` or ``Stopped``, for
+the same job and epoch. ``Broke(poisoned=True)`` says that the group must be killed and relaunched; what else it was at
+is lost with it. Rank 0's main loop sends ``Pulse`` at every step and while idle, so silence
 means that it hangs; a thread of its own would go on beating beside a wedged collective.
 """
 
@@ -24,6 +25,7 @@ from shared.errors import GenfleetError
 from shared.messages import JobRequest, Layout, ModelCard
 
 MAX_FRAME = 8 * 1024 * 1024
+_READ = 256 * 1024
 _HEADER = struct.Struct(">I")
 
 
@@ -204,20 +206,40 @@ def unpack_from_agent(body: bytes) -> FromAgent:
         raise LinkError(str(error)) from error
 
 
-async def read_from_rank(reader: asyncio.StreamReader) -> FromRank:
-    """The next frame from rank 0, on the agent's side.
+class FromRankReader:
+    """The agent's side of the link: frames as they come, several of them with one read."""
 
-    Raises:
-        LinkClosed: rank 0 is gone.
-        LinkError: it sent something else.
-    """
-    try:
-        (length,) = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._buffer = bytearray()
+
+    async def read(self) -> FromRank:
+        """The next frame from rank 0.
+
+        Raises:
+            LinkClosed: rank 0 is gone.
+            LinkError: it sent something else.
+        """
+        buffer = self._buffer
+        await self._fill(_HEADER.size)
+        (length,) = _HEADER.unpack_from(buffer)
         if length > MAX_FRAME:
             raise LinkError(f"a frame of {length} bytes is longer than {MAX_FRAME}")
-        return unpack_from_rank(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise LinkClosed from error
+        end = _HEADER.size + length
+        await self._fill(end)
+        body = bytes(buffer[_HEADER.size : end])
+        del buffer[:end]
+        return unpack_from_rank(body)
+
+    async def _fill(self, size: int) -> None:
+        while len(self._buffer) < size:
+            try:
+                data = await self._reader.read(_READ)
+            except ConnectionError as error:
+                raise LinkClosed from error
+            if not data:
+                raise LinkClosed
+            self._buffer += data
 
 
 def connect(path: Path) -> socket.socket:
@@ -235,14 +257,14 @@ def connect(path: Path) -> socket.socket:
     return sock
 
 
-def send(sock: socket.socket, frame: FromRank) -> None:
-    """Send a frame to the agent, from rank 0's side; blocks.
+def send(sock: socket.socket, *frames: FromRank) -> None:
+    """Send frames to the agent, from rank 0's side; blocks.
 
     Raises:
         LinkClosed: the agent is gone.
     """
     try:
-        sock.sendall(pack(frame))
+        sock.sendall(b"".join(map(pack, frames)))
     except OSError as error:
         raise LinkClosed from error
 

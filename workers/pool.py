@@ -58,6 +58,7 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         width: ranks in the group, one per device.
         dtype: of the denoiser's weights and activations; ``auto`` is bfloat16 on an accelerator, float32 on CPU.
         threads: CPU threads per rank.
+        capacity: jobs at once. Only the dummy engine can hold more than one; a torch group does one at a time.
         env: further environment of the ranks.
     """
 
@@ -70,6 +71,7 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     narrowest: Degree = 1
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=256)] | None = None
+    capacity: Annotated[int, Meta(ge=1, le=256)] = 1
     layout: PoolLayout = PoolLayout()
     cache: AttentionCache | None = None
     limits: PoolLimits = PoolLimits()
@@ -92,6 +94,10 @@ def parse(text: str, *, source: str = "pool") -> Pool:
         raise PoolError(f"{source}: `devices` names {len(pool.devices)} devices, `width` is {pool.width}")
     if len(set(pool.devices)) != len(pool.devices):
         raise PoolError(f"{source}: `devices` names a device twice")
+    if pool.capacity > 1 and pool.model != "dummy":
+        raise PoolError(
+            f"{source}: `capacity` is {pool.capacity}, but only the dummy engine holds several jobs at once"
+        )
     if pool.narrowest > pool.width:
         raise PoolError(f"{source}: `narrowest` is {pool.narrowest}, `width` only {pool.width}")
     cfg, ulysses = pool.layout.cfg, pool.layout.ulysses

@@ -16,6 +16,7 @@ from shared.messages import AttentionCache, JobRequest, Layout
 from workers import link
 from workers.engine.dummy import card
 from workers.link import (
+    FromRankReader,
     MAX_FRAME,
     Broke,
     Cancel,
@@ -35,7 +36,6 @@ from workers.link import (
     Run,
     Stopped,
     pack,
-    read_from_rank,
     receive_from_agent,
     send,
     unpack_from_agent,
@@ -150,7 +150,7 @@ async def _read(data: bytes) -> FromRank:
     reader = asyncio.StreamReader()
     reader.feed_data(data)
     reader.feed_eof()
-    return await read_from_rank(reader)
+    return await FromRankReader(reader).read()
 
 
 async def test_the_agent_reads_whole_frames_only() -> None:

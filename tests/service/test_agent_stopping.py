@@ -81,6 +81,14 @@ async def test_a_cancel_of_another_epoch_is_nothing(scene: Scene) -> None:
 async def test_a_cancel_that_came_before_the_job_stops_it(scene: Scene) -> None:
     await _order_cancel(scene, "job1")
     await scene.run("job1")
+    await scene.clock.advance(0.3)
+    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
+
+
+async def test_a_cancel_whose_nudge_came_just_before_the_job_stops_it_at_once(scene: Scene) -> None:
+    await _order_cancel(scene, "job1")
+    await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
+    await scene.run("job1")
     assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
 
 

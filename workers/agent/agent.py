@@ -1,12 +1,14 @@
 """The agent: one process per device pool; between the bus and the group.
 
-It has one job at a time. What runs beside each other in it:
+It has as many jobs at a time as its group holds: one, except with the dummy engine. What runs beside each other in it:
 
-    renew            publish the lease every third of it, and at once on any change; announce the models
-    follow orders    read orders and the held job's record at the same beat, and at once when nudged
+    renew            publish the lease every third of it, and at once on a change, but not at every one of very many;
+                     announce the models
+    follow orders    read orders and the held jobs' records at the same beat, at once when nudged, and once soon after
+                     a job began
     look after       see what became of finished attempts' files
     group            launch, serve, relaunch (``group``)
-    work             the attempt, its progress, its result; then idle again
+    work             each attempt, its progress, its result; then idle again
 
 The lease says ``busy`` until the result is written, so a broker that is away for a minute costs no job: when it comes
 back, the lease still holds the job and the result follows.
@@ -36,8 +38,9 @@ from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import assign_subject, nudge_subject
 from workers.agent.assignment import Accepts, Situation, answer
+from workers.agent.attempt import Attempt
 from workers.agent.group import Group, Phase
-from workers.agent.lease import LeaseKeeper, Superseded
+from workers.agent.lease import LeaseKeeper, LeasePace, Superseded
 from workers.agent.metrics import AgentMetrics
 from workers.agent.orders import UNREADABLE, Orders, Stop
 from workers.agent.process import Launcher
@@ -50,6 +53,10 @@ from workers.pool import Pool
 RETRY_S = 0.5
 #: Seconds that an assignment waits for the present job's result to be confirmed.
 SETTLE_S = 0.5
+#: An attempt's orders are read when it is so old: most orders come with a nudge, and short jobs need no reading.
+FIRST_LOOK_S = 0.25
+#: A nudge so long before a job began may have been about it.
+RECENT_S = 1.0
 
 _log = log(__name__)
 
@@ -101,6 +108,7 @@ class Agent:
             group=self._group,
             results=self._results,
             metrics=self._metrics,
+            capacity=pool.capacity,
             stop_grace_s=pool.limits.stop_grace_s,
             work_dir=runtime_dir / "jobs",
             changed=self._change,
@@ -111,6 +119,7 @@ class Agent:
         self._leaving = asyncio.Event()
         self._changed = asyncio.Event()
         self._nudged = asyncio.Event()
+        self._nudged_at = float("-inf")
         self._listening = False
         self._subscriptions: list[Subscription] = []
         self._tasks: asyncio.TaskGroup | None = None
@@ -193,7 +202,7 @@ class Agent:
             return WorkerState.BROKEN
         if self._group.phase is not Phase.READY or not self._listening:
             return WorkerState.STARTING
-        return WorkerState.IDLE if self._work.attempt is None else WorkerState.BUSY
+        return WorkerState.IDLE if self._work.room.is_set() else WorkerState.BUSY
 
     def _snapshot(self) -> WorkerLease:
         group = self._group
@@ -212,6 +221,7 @@ class Agent:
             models=tuple(card.name for card in group.cards),
             layouts=group.layouts,
             held=self._work.held,
+            capacity=self._pool.capacity,
             loaded=group.loaded,
             detail=group.detail,
             step_s=dict(self._work.step_s),
@@ -219,7 +229,11 @@ class Agent:
 
     async def _renew(self) -> None:
         period = self._settings.lease_s / 3
+        pace = LeasePace(self._clock.monotonic())
         while True:
+            wait = pace.wait(self._clock.monotonic())
+            if wait > 0:
+                await self._clock.sleep(wait)
             self._changed.clear()
             lease = self._snapshot()
             confirmed = await self._lease.publish(lease)
@@ -237,32 +251,44 @@ class Agent:
     # --- orders ------------------------------------------------------------------------------------------------------
 
     async def _nudge(self, payload: bytes) -> None:
+        self._nudged_at = self._clock.monotonic()
         self._nudged.set()
 
     async def _follow_orders(self) -> None:
         while True:
             self._nudged.clear()
-            drain = await self._orders.drain()
-            if drain is not None and drain is not self._drain_ordered:
-                _log.info("drain_ordered" if drain else "drain_lifted")
-                self._drain_ordered = drain
-                if drain:
-                    self._drain_begun.set()
-                self._change()
-            attempt = self._work.attempt
-            if attempt is not None:
-                why = await self._orders.stop(attempt.assign.job, attempt.assign.epoch)
-                if why is not None:
-                    attempt.stop(why)
-            await first(self._clock.sleep(self._settings.lease_s / 3), self._wait(self._nudged))
+            await self._look_at_drain()
+            for attempt in list(self._work.attempts.values()):
+                await self._look_at(attempt)
+            due = self._clock.monotonic() + self._settings.lease_s / 3
+            while not self._nudged.is_set() and (left := due - self._clock.monotonic()) > 0:
+                await first(self._clock.sleep(min(left, FIRST_LOOK_S)), self._wait(self._nudged))
+                for attempt in list(self._work.attempts.values()):
+                    if not attempt.looked_at and attempt.seconds >= FIRST_LOOK_S:
+                        await self._look_at(attempt)
+
+    async def _look_at_drain(self) -> None:
+        drain = await self._orders.drain()
+        if drain is not None and drain is not self._drain_ordered:
+            _log.info("drain_ordered" if drain else "drain_lifted")
+            self._drain_ordered = drain
+            if drain:
+                self._drain_begun.set()
+            self._change()
+
+    async def _look_at(self, attempt: Attempt) -> None:
+        attempt.looked_at = True
+        why = await self._orders.stop(attempt.assign.job, attempt.assign.epoch)
+        if why is not None:
+            attempt.stop(why)
 
     async def _drain(self) -> None:
         while True:
             await self._drain_begun.wait()
             self._drain_begun.clear()
-            attempt = self._work.attempt
-            _log.info("draining", grace_s=self._settings.drain_grace_s, busy=attempt is not None)
-            if attempt is None:
+            attempts = list(self._work.attempts.values())
+            _log.info("draining", grace_s=self._settings.drain_grace_s, jobs=len(attempts))
+            if not attempts:
                 continue
             await first(
                 self._clock.sleep(self._settings.drain_grace_s),
@@ -270,7 +296,8 @@ class Agent:
                 self._wait(self._work.free),
             )
             if self._draining:
-                attempt.stop(Stop.DRAIN)
+                for attempt in attempts:
+                    attempt.stop(Stop.DRAIN)
 
     async def _look_after(self) -> None:
         while True:
@@ -284,11 +311,17 @@ class Agent:
             assign = decode(payload, Assign)
         except UNREADABLE as error:
             return encode(CannotServe(message=f"this worker's version cannot read it: {error}"[:500]))
-        if self._work.delivering:
-            # Whoever saw the result may be faster with the next job than the bus with its word that it has the result.
-            await first(self._clock.sleep(SETTLE_S), self._wait(self._work.free))
+        if self._work.delivering and not self._has_room(assign.job):
+            # Whoever saw a result may be faster with the next job than the bus with its word that it has the result.
+            until = self._clock.monotonic() + SETTLE_S
+            while (
+                self._work.delivering
+                and not self._has_room(assign.job)
+                and (left := until - self._clock.monotonic()) > 0
+            ):
+                await first(self._clock.sleep(left), self._wait(self._work.next_end))
         last_epoch = self._accepts.last(assign.job)
-        reply = answer(assign, self._situation, last_epoch)
+        reply = answer(assign, self._situation(assign.job), last_epoch)
         if not isinstance(reply, Accepted):
             self._metrics.refusals.labels(type(reply).__name__).inc()
             with about(assign.job, assign.epoch):
@@ -298,18 +331,21 @@ class Agent:
         elif last_epoch != assign.epoch and self._tasks is not None:
             self._accepts.add(assign.job, assign.epoch)
             self._work.begin(assign, self._tasks)
-            # The order to cancel may have been there before the job was.
-            self._nudged.set()
+            if self._clock.monotonic() - self._nudged_at < RECENT_S:
+                # The order to cancel may have been there before the job was.
+                self._nudged.set()
         return encode(reply)
 
-    @property
-    def _situation(self) -> Situation:
+    def _has_room(self, job: str) -> bool:
+        return self._work.room.is_set() and job not in self._work.attempts
+
+    def _situation(self, job: str) -> Situation:
         group = self._group
         return Situation(
             worker=self._worker,
             incarnation=self.incarnation,
             draining=self._draining,
-            busy=self._work.attempt is not None,
+            busy=not self._has_room(job),
             phase=group.phase,
             detail=group.detail,
             cards=group.cards,

@@ -50,6 +50,7 @@ class Situation:
     worker: str
     incarnation: str
     draining: bool
+    #: No room, or another attempt at the same job is still here.
     busy: bool
     phase: Phase
     detail: str

@@ -51,11 +51,13 @@ class GroupLost(GenfleetError):
 
     Attributes:
         reason: a word of ``messages.Reason``.
+        blameless: another job was the cause.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, blameless: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
+        self.blameless = blameless
 
 
 class GroupNotReady(GenfleetError):
@@ -106,7 +108,10 @@ class Group:
         self._changed = changed
         self._launches = Launches(pool.width, pool.narrowest, pool.limits.launch_attempts)
         self._life: Life | None = None
-        self._job: _Job | None = None
+        self._capacity = pool.capacity
+        self._jobs: dict[tuple[str, int], _Job] = {}
+        #: The job because of which the present life ends, if it is one of several.
+        self._culprit: tuple[str, int] | None = None
         self._leaving = asyncio.Event()
         self.phase = Phase.STARTING
         self.width = pool.width
@@ -134,7 +139,7 @@ class Group:
                 end = await life.live(self.width, self._launches.first_device)
             finally:
                 self._life = None
-                self._lose_job(end)
+                self._lose_jobs(end)
             if not self._leaving.is_set():
                 await self._mourn(end, was_ready=life.came_up.is_set())
         self._set(Phase.ENDED)
@@ -162,31 +167,29 @@ class Group:
 
     # --- for the agent -----------------------------------------------------------------------------------------------
 
-    async def perform(self, run: Run, pulse: Callable[[Pulse], None]) -> Answer:
-        """Have the group do this job; ``pulse`` is called with each of its pulses.
+    def begin(self, run: Run, pulse: Callable[[Pulse], None]) -> asyncio.Future[Answer]:
+        """Have the group do this job; ``pulse`` is called with each of its pulses. The future gets its answer, or
+        ``GroupLost`` if the group ends meanwhile; whoever loses interest cancels it.
 
         Raises:
             GroupNotReady: nothing was sent.
-            GroupLost: the group ended meanwhile.
         """
-        if self.phase is not Phase.READY or self._life is None or self._job is not None:
+        if self.phase is not Phase.READY or self._life is None or len(self._jobs) >= self._capacity:
             raise GroupNotReady(f"the group is {self.phase}")
-        job = self._job = _Job(run, pulse, asyncio.get_running_loop().create_future())
+        key = run.job, run.epoch
+        job = self._jobs[key] = _Job(run, pulse, asyncio.get_running_loop().create_future())
         self._life.send(run)
-        try:
-            return await job.answer
-        finally:
-            if self._job is job:
-                self._job = None
+        return job.answer
 
     def cancel(self, job: str, epoch: int) -> None:
         """Ask the group to stop that job at the next step."""
         if self._life is not None:
             self._life.send(Cancel(job=job, epoch=epoch))
 
-    def kill(self, reason: str, message: str) -> None:
-        """End the present life by force; a new one follows."""
+    def kill(self, reason: str, message: str, job: str, epoch: int) -> None:
+        """End the present life by force because of that job; a new one follows."""
         if self._life is not None:
+            self._culprit = job, epoch
             self._set(Phase.STARTING)
             self._life.kill(End(reason, message))
 
@@ -195,7 +198,7 @@ class Group:
         self._leaving.set()
         if self._life is None:
             return
-        if self.phase is Phase.READY and self._job is None:
+        if self.phase is Phase.READY and not self._jobs:
             self._life.send(Quit())
             self._life.quit()
         else:
@@ -222,8 +225,8 @@ class Group:
             case CannotLoad(message=message):
                 return End(Reason.CANNOT_SERVE, message, unloadable=True)
             case Pulse():
-                job = self._job
-                if job is not None and (frame.job, frame.epoch) == (job.run.job, job.run.epoch):
+                job = self._jobs.get((frame.job, frame.epoch))
+                if job is not None:
                     job.pulse(frame)
             case Done() | Refused() | Broke() | Stopped():
                 return self._answered(frame)
@@ -241,23 +244,28 @@ class Group:
         self._set(Phase.READY)
 
     def _answered(self, frame: Answer) -> End | None:
-        job = self._job
-        if job is None or job.answer.done() or (frame.job, frame.epoch) != (job.run.job, job.run.epoch):
+        job = self._jobs.pop((frame.job, frame.epoch), None)
+        if job is None:
             return End(Reason.ENGINE_ERROR, f"rank 0 answered for job {frame.job[:40]!r}, which it does not have")
         poisoned = isinstance(frame, Broke) and frame.poisoned
         if poisoned:
             # Before the answer is seen: the group must not look ready then.
             self._set(Phase.STARTING)
+            self._culprit = frame.job, frame.epoch
         else:
             self._launches.served()
-        job.answer.set_result(frame)
-        self._job = None
+        if not job.answer.done():
+            job.answer.set_result(frame)
         return End(Reason.DEVICE_ERROR, "the group may not serve again after an error") if poisoned else None
 
     def _ending(self) -> None:
         if self.phase is Phase.READY:
             self._set(Phase.STARTING)
 
-    def _lose_job(self, end: End) -> None:
-        if self._job is not None and not self._job.answer.done():
-            self._job.answer.set_exception(GroupLost(end.reason, end.message))
+    def _lose_jobs(self, end: End) -> None:
+        jobs, self._jobs = self._jobs, {}
+        culprit, self._culprit = self._culprit, None
+        for key, job in jobs.items():
+            if not job.answer.done():
+                blameless = culprit is not None and culprit != key
+                job.answer.set_exception(GroupLost(end.reason, end.message, blameless=blameless))

@@ -23,6 +23,23 @@ class Superseded(GenfleetError):
     """Another agent has started under this worker's name: this one must stop."""
 
 
+class LeasePace:
+    """When the next lease may go out: at once as a rule, but a worker whose jobs take milliseconds must not write more
+    leases than results. A bucket of ``IN_A_ROW`` tokens, one more every ``SPACING_S``. Times in seconds."""
+
+    IN_A_ROW = 10
+    SPACING_S = 0.05
+
+    def __init__(self, now: float) -> None:
+        #: The time until which the tokens taken so far would last at the even pace.
+        self._paid = now - self.IN_A_ROW * self.SPACING_S
+
+    def wait(self, now: float) -> float:
+        """Take a token; how long to wait for it."""
+        self._paid = max(self._paid, now - self.IN_A_ROW * self.SPACING_S) + self.SPACING_S
+        return self._paid - now
+
+
 class LeaseKeeper:
     """Publishes one agent's lease and its model cards.
 

@@ -23,7 +23,7 @@ from shared.messages import Reason
 from workers.agent.orders import UNREADABLE
 from workers.agent.process import GroupProcess, Launcher
 from workers.agent.race import first, to_the_end
-from workers.link import FromAgent, FromRank, Hello, LinkClosed, LinkError, pack, read_from_rank
+from workers.link import FromAgent, FromRank, FromRankReader, Hello, LinkClosed, LinkError, pack
 from workers.pool import PoolLimits
 
 #: Seconds a group gets to end in good order after ``Quit``.
@@ -210,9 +210,9 @@ class Life:
             self._connected.set_result((reader, writer))
 
     async def _talk(self) -> End:
-        reader, _ = await self._connected
+        reader = FromRankReader((await self._connected)[0])
         try:
-            frame = await read_from_rank(reader)
+            frame = await reader.read()
             if not isinstance(frame, Hello):
                 return End(Reason.ENGINE_ERROR, "the group did not begin with a hello")
             while True:
@@ -220,7 +220,7 @@ class Life:
                 end = self._hear(frame)
                 if end is not None:
                     return end
-                frame = await read_from_rank(reader)
+                frame = await reader.read()
         except LinkClosed:
             return End(Reason.GROUP_LOST, "rank 0 is gone")
         except LinkError as error:

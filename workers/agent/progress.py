@@ -48,7 +48,12 @@ class Pace:
 class ProgressRelay:
     """Writes one attempt's progress while ``run`` runs."""
 
-    def __init__(self, bucket: Bucket, clock: Clock) -> None:
+    def __init__(self, bucket: Bucket, clock: Clock, gate: asyncio.Lock | None = None) -> None:
+        """
+        Args:
+            gate: held during each write.
+        """
+        self._gate = gate or asyncio.Lock()
         self._bucket = bucket
         self._clock = clock
         self._pace = Pace()
@@ -72,15 +77,19 @@ class ProgressRelay:
             await self._news.wait()
             self._news.clear()
             await self._pause()
-            latest, self._latest = self._latest, None
-            self._urgent.clear()
-            if latest is None:
-                continue
-            self._pace.sent(self._clock.monotonic())
-            try:
-                await self._bucket.put(latest.job, encode(latest))
-            except BusError as error:
-                _log.debug("progress_lost", error=str(error))
+            async with self._gate:
+                await self._write()
+
+    async def _write(self) -> None:
+        latest, self._latest = self._latest, None
+        self._urgent.clear()
+        if latest is None:
+            return
+        self._pace.sent(self._clock.monotonic())
+        try:
+            await self._bucket.put(latest.job, encode(latest))
+        except BusError as error:
+            _log.debug("progress_lost", error=str(error))
 
     async def _pause(self) -> None:
         while (wait := self._pace.due(now := self._clock.monotonic(), urgent=self._urgent.is_set()) - now) > 0:

@@ -81,7 +81,7 @@ async def store_outputs(
     outputs = []
     for file in files:
         path = folder / file.name
-        if not _NAME.fullmatch(file.name) or not await asyncio.to_thread(_is_regular, path):
+        if not _NAME.fullmatch(file.name) or not _is_regular(path):
             raise BadOutput(f"no such output file: {file.name[:80]!r}")
         key = output_key(job, epoch, file.name)
         stored = await _persist(lambda key=key, path=path: artifacts.put_file(key, path), clock)  # type: ignore[misc]

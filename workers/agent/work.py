@@ -1,4 +1,4 @@
-"""The work of one agent: at most one job at a time, from acceptance until its result is written."""
+"""The work of one agent: as many jobs at a time as its group holds, each from acceptance to its written result."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ _log = log(__name__)
 
 
 class Work:
-    """The job that is held, if any.
+    """The jobs that are held.
 
     Attributes:
-        attempt: the attempt at it; None while there is none.
+        attempts: the attempts at them, by job.
         free: set while there is none.
-        delivering: only the result's way to the bus is left.
+        room: set while there is room for one more.
+        next_end: set when the next attempt has ended, and replaced then.
+        delivering: attempts of which only the result's way to the bus is left.
         step_s: measured seconds per denoising step, by model.
     """
 
@@ -43,13 +45,15 @@ class Work:
         group: Group,
         results: Results,
         metrics: AgentMetrics,
+        capacity: int,
         stop_grace_s: float,
         work_dir: Path,
         changed: Callable[[], None],
     ) -> None:
         """
         Args:
-            changed: called when ``attempt`` changes.
+            capacity: jobs at once.
+            changed: called when ``attempts`` changes.
         """
         self._progress = bus.bucket(PROGRESS.name)
         self._artifacts = artifacts
@@ -57,37 +61,44 @@ class Work:
         self._group = group
         self._results = results
         self._metrics = metrics
+        self._capacity = capacity
         self._stop_grace_s = stop_grace_s
-        self._work_dir = work_dir
+        self._work_dir = work_dir.absolute()
         self._changed = changed
-        self.attempt: Attempt | None = None
+        #: One write of progress at a time: on a busy worker the jobs that end before their turn need none.
+        self._telling = asyncio.Lock()
+        self.attempts: dict[str, Attempt] = {}
         self.free = asyncio.Event()
         self.free.set()
-        self.delivering = False
+        self.room = asyncio.Event()
+        self.room.set()
+        self.next_end = asyncio.Event()
+        self.delivering = 0
         self.step_s: dict[str, float] = {}
 
     @property
     def held(self) -> tuple[Held, ...]:
         """What is held, as a lease says it."""
-        if self.attempt is None:
-            return ()
-        return (Held(job=self.attempt.assign.job, epoch=self.attempt.assign.epoch),)
+        return tuple(Held(job=job, epoch=attempt.assign.epoch) for job, attempt in self.attempts.items())
 
     def begin(self, assign: Assign, tasks: asyncio.TaskGroup) -> None:
         """Hold this job, and work on it in one of these tasks."""
-        assert self.attempt is None
-        relay = ProgressRelay(self._progress, self._clock)
-        self.attempt = attempt = Attempt(
+        assert self.room.is_set()
+        assert assign.job not in self.attempts
+        relay = ProgressRelay(self._progress, self._clock, self._telling)
+        attempt = self.attempts[assign.job] = Attempt(
             assign,
             group=self._group,
             artifacts=self._artifacts,
             clock=self._clock,
             stop_grace_s=self._stop_grace_s,
-            work_dir=self._work_dir,
+            folder=self._work_dir / f"{assign.job}.{assign.epoch}",
             tell=relay.tell,
             measured=self._measured,
         )
         self.free.clear()
+        if len(self.attempts) >= self._capacity:
+            self.room.clear()
         self._changed()
         tasks.create_task(self._hold(attempt, relay))
 
@@ -107,7 +118,7 @@ class Work:
             _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
             if attempt.stored:
                 self._results.watch(assign.job, assign.epoch)
-            self.delivering = True
+            self.delivering += 1
             if outcome is not None:
                 await self._results.deliver(
                     Result(
@@ -119,9 +130,13 @@ class Work:
                         ran_s=ran_s,
                     )
                 )
-        self.attempt = None
-        self.delivering = False
-        self.free.set()
+        del self.attempts[assign.job]
+        self.delivering -= 1
+        self.room.set()
+        if not self.attempts:
+            self.free.set()
+        ended, self.next_end = self.next_end, asyncio.Event()
+        ended.set()
         self._changed()
 
     async def _outcome(self, attempt: Attempt) -> Outcome | None:

@@ -18,7 +18,8 @@ A job says in ``request.dummy`` what to pretend; every key is optional, unknown 
 Steps count from 1; what is to happen *at* a step happens instead of it. Text-to-image gives a small real PNG; a video
 task gives a few bytes that call themselves ``application/octet-stream``, because that is what they are.
 
-One process whatever the pool's width, and no torch in it.
+One process whatever the pool's width, and no torch in it. With the pool setting ``capacity`` it holds several jobs at
+once; one that hangs, kills or poisons takes the others along.
 """
 
 from __future__ import annotations
@@ -80,8 +81,29 @@ class Pretence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     output_bytes: float = -1
 
 
+class _Course:
+    """One job's way through its steps.
+
+    Attributes:
+        step: the one that is being made, from 1.
+        due: when it will be done, on the monotonic clock.
+        cancelled: it is to stop then.
+    """
+
+    def __init__(self, run: Run, pretence: Pretence, now: float) -> None:
+        self.run = run
+        self.pretence = pretence
+        self.steps = int(pretence.steps) or run.request.steps
+        self.step_s = pretence.step_ms / 1000
+        self.began = now
+        self.step = 1
+        self.due = now + self.step_s
+        self.cancelled = False
+
+
 class Engine:
-    """Serves one agent over one link until it is told to quit or the agent is gone."""
+    """Serves one agent over one link until it is told to quit or the agent is gone. It holds as many jobs at a time as
+    its pool says; all of them go on in one loop, as the steps of each become due."""
 
     def __init__(self, sock: socket.socket, pool: Pool, folder: Path) -> None:
         """
@@ -93,6 +115,7 @@ class Engine:
         self._folder = folder
         self._idle_pulse_s = min(5.0, pool.limits.silence_timeout_s / 4)
         self._width = int(os.environ.get("WORLD_SIZE", "1"))
+        self._courses: dict[tuple[str, int], _Course] = {}
 
     def serve(self) -> None:
         """The main loop.
@@ -103,71 +126,100 @@ class Engine:
         send(self._sock, Hello(pid=os.getpid(), width=self._width, device="cpu", device_name="dummy"))
         send(self._sock, Ready(cards=(card(self._pool.serve_as or "dummy"),), layouts=layouts(self._width)))
         while True:
-            match self._frame(self._idle_pulse_s):
+            match self._frame(self._wait_s()):
                 case Run() as run:
-                    send(self._sock, self._do(run))
+                    self._begin(run)
+                case Cancel(job=job, epoch=epoch):
+                    course = self._courses.get((job, epoch))  # none, if it has just ended
+                    if course is not None and not course.pretence.deaf:
+                        course.cancelled = True
                 case Quit():
                     return
-                case Cancel():
-                    pass  # for a job that has just ended
                 case None:
-                    send(self._sock, Pulse())
+                    if not self._courses:
+                        send(self._sock, Pulse())
+            self._go_on()
+
+    def _wait_s(self) -> float:
+        if not self._courses:
+            return self._idle_pulse_s
+        return max(0.0, min(course.due for course in self._courses.values()) - time.monotonic())
 
     def _frame(self, wait_s: float) -> FromAgent | None:
         readable, _, _ = select.select([self._sock], [], [], wait_s)
         return receive_from_agent(self._sock) if readable else None
 
-    def _do(self, run: Run) -> Done | Refused | Broke | Stopped:
+    def _begin(self, run: Run) -> None:
         job, epoch = run.job, run.epoch
         try:
             pretence = msgspec.convert(run.request.dummy or {}, Pretence)
         except msgspec.ValidationError as error:
-            return Refused(job=job, epoch=epoch, reason=Reason.INPUT_REJECTED, message=f"dummy: {error}")
+            send(self._sock, Refused(job=job, epoch=epoch, reason=Reason.INPUT_REJECTED, message=f"dummy: {error}"))
+            return
         if pretence.refuse:
-            return Refused(job=job, epoch=epoch, reason=pretence.refuse, message="refused, as the job asked")
-        steps = int(pretence.steps) or run.request.steps
-        step_s = pretence.step_ms / 1000
-        began = time.monotonic()
-        for step in range(1, steps + 1):
-            if pretence.fail and step == int(pretence.fail_at):
-                message = f"broke at step {step}, as the job asked"
-                poisoned = bool(pretence.poison)
-                return Broke(job=job, epoch=epoch, reason=pretence.fail, message=message, poisoned=poisoned)
-            self._misbehave(pretence, step)
-            if self._cancelled(run, step_s, deaf=bool(pretence.deaf)):
-                return Stopped(job=job, epoch=epoch, step=step)
-            pulse = Pulse(
-                job=job,
-                epoch=epoch,
-                stage=Stage.DENOISE,
-                step=step,
-                total_steps=steps,
-                eta_s=(steps - step) * step_s,
-                step_s=step_s,
+            send(self._sock, Refused(job=job, epoch=epoch, reason=pretence.refuse, message="refused, as the job asked"))
+            return
+        course = _Course(run, pretence, time.monotonic())
+        self._courses[job, epoch] = course
+        self._enter(course)
+
+    def _go_on(self) -> None:
+        """Whatever is due now, once for each job."""
+        now = time.monotonic()
+        for course in [course for course in self._courses.values() if course.due <= now]:
+            self._stepped(course)
+
+    def _enter(self, course: _Course) -> None:
+        """A step begins: or what the job wants to happen instead of it."""
+        pretence, step, run = course.pretence, course.step, course.run
+        if pretence.fail and step == int(pretence.fail_at):
+            message = f"broke at step {step}, as the job asked"
+            poisoned = bool(pretence.poison)
+            self._end(
+                course, Broke(job=run.job, epoch=run.epoch, reason=pretence.fail, message=message, poisoned=poisoned)
             )
-            send(self._sock, pulse)
-        files = tuple(write_output(run, index, pretence) for index in range(run.request.n))
+            return
+        self._misbehave(pretence, step)
+
+    def _stepped(self, course: _Course) -> None:
+        """A step is done."""
+        run = course.run
+        if course.cancelled:
+            self._end(course, Stopped(job=run.job, epoch=run.epoch, step=course.step))
+            return
+        pulse = Pulse(
+            job=run.job,
+            epoch=run.epoch,
+            stage=Stage.DENOISE,
+            step=course.step,
+            total_steps=course.steps,
+            eta_s=(course.steps - course.step) * course.step_s,
+            step_s=course.step_s,
+        )
+        if course.step >= course.steps:
+            self._end(course, self._done(course), pulse)
+            return
+        send(self._sock, pulse)
+        course.step += 1
+        course.due = time.monotonic() + course.step_s
+        self._enter(course)
+
+    def _end(self, course: _Course, answer: Done | Broke | Stopped, pulse: Pulse | None = None) -> None:
+        del self._courses[course.run.job, course.run.epoch]
+        if pulse is not None:
+            send(self._sock, pulse, answer)
+        else:
+            send(self._sock, answer)
+
+    def _done(self, course: _Course) -> Done:
+        run = course.run
+        files = tuple(write_output(run, index, course.pretence) for index in range(run.request.n))
         used: dict[str, str | int | float | bool] = {
             "engine": "dummy",
-            "steps": steps,
-            "seconds": round(time.monotonic() - began, 4),
+            "steps": course.steps,
+            "seconds": round(time.monotonic() - course.began, 4),
         }
-        return Done(job=job, epoch=epoch, files=files, used=used)
-
-    def _cancelled(self, run: Run, step_s: float, *, deaf: bool) -> bool:
-        """Make one step; whether a cancel for this job came meanwhile."""
-        ends = time.monotonic() + step_s
-        cancelled = False
-        while True:
-            left = ends - time.monotonic()
-            if deaf:
-                time.sleep(max(0.0, left))
-                return False
-            frame = self._frame(max(0.0, left))
-            if isinstance(frame, Cancel) and (frame.job, frame.epoch) == (run.job, run.epoch):
-                cancelled = True
-            if frame is None and left <= 0:
-                return cancelled
+        return Done(job=run.job, epoch=run.epoch, files=files, used=used)
 
     def _misbehave(self, pretence: Pretence, step: int) -> None:
         if step == int(pretence.hang_at):
