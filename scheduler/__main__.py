@@ -10,6 +10,7 @@ import sys
 import uvloop
 
 from scheduler.shell import Scheduler
+from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
 from shared.nats_bus import connect
@@ -33,7 +34,7 @@ async def serve(settings: Settings) -> None:
             await connecting
         return
     bus = connecting.result()
-    scheduler = Scheduler(bus, settings, SystemClock())
+    scheduler = Scheduler(bus, settings, SystemClock(), artifacts=open_store(settings.artifacts))
     if settings.scheduler_metrics_port:
         scheduler.metrics.serve(settings.metrics_host, settings.scheduler_metrics_port)
     running = asyncio.ensure_future(scheduler.run())

@@ -16,6 +16,7 @@ from typing import assert_never, cast
 
 import msgspec
 
+from scheduler.archive import Archive
 from scheduler.commands import (
     Command,
     DropResult,
@@ -43,6 +44,7 @@ from scheduler.policy import Times
 from scheduler.state import CoreState
 from scheduler.watch import Watch
 from scheduler.writes import Writes
+from shared.artifacts import Artifacts
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey, NoResponders
@@ -96,6 +98,7 @@ class Scheduler:
         name: of this start; it marks the records that this process writes, so no two starts may share one.
         times: the durations that the core goes by.
         election: who leads; by default the bucket ``leader`` decides.
+        artifacts: the files of jobs, for those of them that nobody keeps any more; None leaves them alone.
 
     Attributes:
         ready: set when the buckets have been read, so that decisions are made, or would be if this process led.
@@ -110,6 +113,7 @@ class Scheduler:
         name: str | None = None,
         times: Times | None = None,
         election: Election | None = None,
+        artifacts: Artifacts | None = None,
     ) -> None:
         self.name = name or f"scheduler-{secrets.token_hex(4)}"
         self.ready = asyncio.Event()
@@ -122,7 +126,8 @@ class Scheduler:
         self._results = bus.bucket(RESULTS.name)
         self._orders = bus.bucket(ORDERS.name)
         self._leases = bus.bucket(WORKERS.name)
-        self._watch = Watch(bus, clock, self.name, self._feed)
+        self._archive = Archive(bus, settings, clock, self.metrics, artifacts, lambda: self.state.ready)
+        self._watch = Watch(bus, clock, self.name, self._feed, self._archive)
         self._writes = Writes(bus, clock, self.name, self._watch, self.metrics, self._feed)
         self.election = election or Leader(
             bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
@@ -134,7 +139,7 @@ class Scheduler:
         """Schedule until cancelled or ``stop``."""
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            await self._watch.read_broker_clock()
+            await self._watch.know_broker_clock()
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 self._writing = _Lane(group, WRITES_AT_ONCE)
@@ -144,6 +149,7 @@ class Scheduler:
                 group.create_task(self._follow(self._results.follow(), Stream.RESULTS, self._watch.see_result))
                 group.create_task(self._tick())
                 group.create_task(self.election.run())
+                group.create_task(self._archive.run())
         finally:
             self._ended.set()
 
@@ -192,8 +198,11 @@ class Scheduler:
         live = False
         async with aclosing(cast("AsyncGenerator[Batch, None]", batches)) as following:
             async for batch in following:
+                await self._watch.know_broker_clock()
                 if batch.reset:
                     _LOG.warning("bucket_made_anew", bucket=stream)
+                    if stream is Stream.JOBS:
+                        self._archive.forget_all()
                     self._feed(Reset(now=self._now(), stream=stream))
                 for entry in batch.entries:
                     see(entry, live)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
+from scheduler.archive import Archive
 from scheduler.events import Event, JobGone, JobSeen, LeaseGone, LeaseSeen, ResultSeen, Summary
 from scheduler.records import RecordCache, Summaries
 from shared.bus import Bus, Entry
@@ -30,22 +32,29 @@ class Watch:
 
     Args:
         feed: takes the events.
+        ends: is told of jobs that have ended, and of the markers they leave.
 
     Attributes:
         cache: the latest entries of open jobs.
         summaries: makes summaries of records.
     """
 
-    def __init__(self, bus: Bus, clock: Clock, name: str, feed: Callable[[Event], None]) -> None:
+    def __init__(
+        self, bus: Bus, clock: Clock, name: str, feed: Callable[[Event], None], ends: Archive | None = None
+    ) -> None:
         self.cache = RecordCache()
         self.summaries = Summaries()
         self._feed = feed
+        self._ends = ends
         self._clock = clock
         self._name = name
+        self._bus = bus
         self._jobs = bus.bucket(JOBS.name)
         self._orders = bus.bucket(ORDERS.name)
         #: The broker's clock minus ours; None until it was read.
         self._broker_ahead: float | None = None
+        self._clock_read: float | None = None
+        self._reading_clock = asyncio.Lock()
         self._contact_broke: float | None = None
 
     def _now(self) -> float:
@@ -55,6 +64,8 @@ class Watch:
         """A record; whether it was one. ``live``: it was written after this process began to listen."""
         if entry.value is None:
             self.cache.drop(entry.key)
+            if self._ends is not None:
+                self._ends.marked(entry.key, self._since(entry.timestamp, live))
             self._feed(JobGone(now=self._now(), job=entry.key, revision=entry.revision))
             return True
         try:
@@ -67,6 +78,8 @@ class Watch:
             return False
         if seen.state in TERMINAL:
             self.cache.drop(entry.key)
+            if self._ends is not None:
+                self._ends.ended(seen.id, seen.since_s)
         else:
             self.cache.put(entry)
         self._feed(JobSeen(now=self._now(), job=seen))
@@ -122,6 +135,13 @@ class Watch:
             return 0.0
         return min(max(0.0, self._now() + self._broker_ahead - timestamp), longest)
 
+    async def know_broker_clock(self) -> None:
+        """Ask for the broker's clock if contact broke since it was last asked for: what comes back may be another
+        machine, or one whose clock was set, and what was written meanwhile is dated by it."""
+        async with self._reading_clock:
+            if self._clock_read is None or self._bus.contact_s() < self._now() - self._clock_read:
+                await self.read_broker_clock()
+
     async def read_broker_clock(self) -> None:
         """Only a message that the broker stores tells its clock."""
         key = f"_clock.{self._name}"
@@ -134,9 +154,11 @@ class Watch:
             entry = await self.answered(ask)
         except BucketFull:
             _LOG.warning("broker_clock_unknown")
+            self._clock_read = self._now()
             return
         if entry is not None:
-            self._broker_ahead = entry.timestamp - self._now()
+            self._clock_read = self._now()
+            self._broker_ahead = entry.timestamp - self._clock_read
         await self.answered(lambda: self._orders.purge(key))
 
     async def answered(self, call: Callable[[], Awaitable[T]]) -> T:
