@@ -6,6 +6,7 @@ evaluate  the fixed examination of the shipped model on held-out photographs
 """
 
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import torch
 from cyclopts import App, Parameter
 from torch.multiprocessing.spawn import spawn
 
-from workers.training import codec, evaluate, export
+from workers.training import clips, codec, evaluate, export
 from workers.training.model import build_transformer
 from workers.training.train import prepare, train_rank
 
@@ -60,22 +61,38 @@ def ship(*, work: Path = WORK, folder: Path = export.CHECKPOINT) -> None:
 def examine(
     *,
     folder: Path = export.CHECKPOINT,
+    photos: tuple[str, ...] = (),
     side: int = 256,
     speed: str = "normal",
     language: str = "en",
     steps: int = 8,
     guidance: float = 1.0,
+    results: Path = WORK / "results",
     sheet: Path | None = None,
-    scores: Path | None = None,
 ) -> None:
-    """Print the figures; `sheet` and `scores` say where a contact sheet (PNG) and each clip's figures (JSON) go."""
+    """Print the figures of all held-out photos, or of `photos`; `sheet` is where a contact sheet (PNG) goes.
+
+    Each photo's results are kept in `results` and not made again as long as the transformer is the same.
+    """
+    weights = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    label = f"{sha256(weights).hexdigest()[:12]}-{side}-{speed}-{language}-{steps}-{guidance}"
+    results.mkdir(parents=True, exist_ok=True)
     pipeline = export.load(folder)
-    found = evaluate.examine(
-        pipeline, side=side, speed=speed, language=language, steps=steps, guidance=guidance, sheet=sheet
-    )
-    print(evaluate.summary(found))
-    if scores is not None:
-        evaluate.write(found, scores)
+    scores: list[evaluate.Score] = []
+    shown: list[torch.Tensor] = []
+    for photo in photos or tuple(clips.photos("heldout")):
+        file = results / f"{photo}-{label}.pt"
+        if not file.exists():
+            found = evaluate.examine(
+                pipeline, photo, side=side, speed=speed, language=language, steps=steps, guidance=guidance
+            )
+            evaluate.keep(*found, file)
+        photo_scores, frames = evaluate.recall(file)
+        scores += photo_scores
+        shown.append(frames)
+    print(evaluate.summary(scores))
+    if sheet is not None:
+        evaluate.draw_sheet(shown, sheet)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ A clip follows its prompt when, among the true clips of all fifteen motions of t
 for is the nearest. Beside it stand the still picture (what doing nothing scores) and the codec's ceiling.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import WanImageToVideoPipeline
@@ -60,15 +58,26 @@ def true_clips(photo: torch.Tensor, speed: str, side: int) -> torch.Tensor:
 
 
 def animate(
-    pipeline: WanImageToVideoPipeline, first: torch.Tensor, prompt: str, *, steps: int, guidance: float, seed: int
+    pipeline: WanImageToVideoPipeline,
+    first: torch.Tensor,
+    prompt: str,
+    *,
+    steps: int,
+    guidance: float = 1.0,
+    seed: int = 0,
+    frames: int = FRAMES,
 ) -> torch.Tensor:
-    """A clip [3, 17, H, W] in [-1, 1] from a first frame [3, H, W] in [-1, 1], by diffusers' own pipeline."""
+    """A clip [3, frames, H, W] in [-1, 1] from a first frame [3, H, W] in [-1, 1], by diffusers' own pipeline.
+
+    That rounds the number of frames to a multiple of the VAE's compression in time plus one: with no compression, to
+    one more than it is asked for. So it is asked for one less.
+    """
     video = pipeline(
-        image=first[None],
+        image=(first[None] + 1) / 2,
         prompt=prompt,
         height=first.shape[-2],
         width=first.shape[-1],
-        num_frames=FRAMES,
+        num_frames=frames - 1,
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
@@ -85,45 +94,41 @@ def through_codec(pipeline: WanImageToVideoPipeline, clip: torch.Tensor) -> torc
 
 def examine(
     pipeline: WanImageToVideoPipeline,
+    photo: str,
     *,
     side: int,
     speed: str = "normal",
     language: str = "en",
     steps: int = 8,
     guidance: float = 1.0,
-    sheet: Path | None = None,
-    photos: list[str] | None = None,
-) -> list[Score]:
-    """Every held-out photo with every motion; `sheet` is where the contact sheet goes."""
-    scores: list[Score] = []
-    rows: dict[str, list[torch.Tensor]] = {motion.name: [] for motion in captions.MOTIONS}
-    for name, path in clips.photos("heldout").items():
-        if photos is not None and name not in photos:
-            continue
-        truth = true_clips(clips.load_photo(path, side * 3 // 2), speed, side)
-        still = truth[:1, :, :1].expand(-1, -1, FRAMES, -1, -1)
-        for index, motion in enumerate(captions.MOTIONS):
-            prompt = captions.plain_prompt(motion, speed, language)
-            made = animate(pipeline, truth[index, :, 0], prompt, steps=steps, guidance=guidance, seed=index)
-            distance = (made[None, :, 4:] - truth[:, :, 4:]).square().mean((1, 2, 3, 4))
-            true = truth[index : index + 1]
-            scores.append(
-                Score(
-                    photo=name,
-                    motion=motion.name,
-                    taken_for=captions.MOTIONS[int(distance.argmin())].name,
-                    psnr=float(codec.psnr(made[None], true)),
-                    static_psnr=float(codec.psnr(still, true)),
-                    ceiling_psnr=float(codec.psnr(through_codec(pipeline, true), true)),
-                    first_frame_psnr=float(codec.psnr(made[None, :, :1], true[:, :, :1])),
-                    ssim=ssim(made, true[0]),
-                    static_ssim=ssim(still[0], true[0]),
-                )
-            )
-            rows[motion.name].append(torch.cat([made[:, [0, 8, 16]], true[0, :, 16:]], 1))
-    if sheet is not None:
-        draw_sheet(rows, sheet)
-    return scores
+) -> tuple[list[Score], torch.Tensor]:
+    """One held-out photo with every motion, seeds fixed: the scores, and for the contact sheet [15, 3, 4, side, side]:
+    frames 1, 9 and 17 as made and frame 17 as it truly is."""
+    truth = true_clips(clips.load_photo(clips.photos("heldout")[photo], side * 3 // 2), speed, side)
+    still = truth[:1, :, :1].expand(-1, -1, FRAMES, -1, -1)
+    scores, shown = [], []
+    for index, motion in enumerate(captions.MOTIONS):
+        prompt = captions.plain_prompt(motion, speed, language)
+        made = animate(pipeline, truth[index, :, 0], prompt, steps=steps, guidance=guidance, seed=index)
+        distance = (made[None, :, 4:] - truth[:, :, 4:]).square().mean((1, 2, 3, 4))
+        true = truth[index : index + 1]
+        score = Score(
+            photo=photo,
+            motion=motion.name,
+            taken_for=captions.MOTIONS[int(distance.argmin())].name,
+            psnr=float(codec.psnr(made[None], true)),
+            static_psnr=float(codec.psnr(still, true)),
+            ceiling_psnr=float(codec.psnr(through_codec(pipeline, true), true)),
+            first_frame_psnr=float(codec.psnr(made[None, :, :1], true[:, :, :1])),
+            ssim=ssim(made, true[0]),
+            static_ssim=ssim(still[0], true[0]),
+        )
+        scores.append(score)
+        shown.append(torch.cat([made[:, [0, 8, 16]], true[0, :, 16:]], 1))
+        print(
+            f"{photo} {motion.name}: {score.taken_for} {score.psnr:.1f} dB, still {score.static_psnr:.1f}", flush=True
+        )
+    return scores, torch.stack(shown)
 
 
 def summary(scores: list[Score]) -> str:
@@ -153,27 +158,32 @@ def summary(scores: list[Score]) -> str:
     return "\n".join(lines)
 
 
-def write(scores: list[Score], path: Path) -> None:
-    """Keep the figures of each clip as JSON."""
-    rounded = [{k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(score).items()} for score in scores]
-    path.write_text(json.dumps(rounded, indent=1) + "\n")
+def keep(scores: list[Score], shown: torch.Tensor, path: Path) -> None:
+    """Put one photo's results aside, so that the examination can be done in parts."""
+    pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    torch.save({"scores": [asdict(score) for score in scores], "shown": pixels}, path)
 
 
-def draw_sheet(rows: dict[str, list[torch.Tensor]], path: Path, thumb: int = 88) -> None:
-    """A row per motion; for each photo frames 1, 9 and 17 as made, and frame 17 as it truly is."""
+def recall(path: Path) -> tuple[list[Score], torch.Tensor]:
+    """What `keep` put aside; the frames are uint8."""
+    kept = torch.load(path, weights_only=True)
+    return [Score(**score) for score in kept["scores"]], kept["shown"]
+
+
+def draw_sheet(shown: list[torch.Tensor], path: Path, thumb: int = 88) -> None:
+    """A row per motion and a block of four frames per photo; `shown` holds uint8 [15, 3, 4, side, side] per photo."""
     label, gap = 104, 8
-    blocks = max(len(found) for found in rows.values())
+    blocks = len(shown)
     width = label + blocks * (4 * thumb + gap)
-    sheet = Image.new("RGB", (width, 18 + len(rows) * thumb), "white")
+    sheet = Image.new("RGB", (width, 18 + len(captions.MOTIONS) * thumb), "white")
     pen = ImageDraw.Draw(sheet)
     for block in range(blocks):
         for column, title in enumerate(("frame 1", "frame 9", "frame 17", "true 17")):
             pen.text((label + block * (4 * thumb + gap) + column * thumb + 4, 3), title, fill="black")
-    for number, (name, found) in enumerate(rows.items()):
-        pen.text((4, 18 + number * thumb + thumb // 2 - 6), name, fill="black")
-        for block, frames in enumerate(found):
-            pixels = ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
-            for column, frame in enumerate(np.ascontiguousarray(pixels)):
+    for number, motion in enumerate(captions.MOTIONS):
+        pen.text((4, 18 + number * thumb + thumb // 2 - 6), motion.name, fill="black")
+        for block, frames in enumerate(shown):
+            for column, frame in enumerate(frames[number].permute(1, 2, 3, 0).numpy()):
                 picture = Image.fromarray(frame).resize((thumb, thumb), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (label + block * (4 * thumb + gap) + column * thumb, 18 + number * thumb))
     path.parent.mkdir(parents=True, exist_ok=True)

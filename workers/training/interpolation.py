@@ -97,8 +97,9 @@ def fit_stages(
     answers = []
     for groups in (CORNERS, SIDES):
         seen = [looks(groups, across, down) for across, down in shifts]
-        square = sum(weight * look.T @ look for weight, look in zip(weights, seen, strict=True))
-        product = sum(weight * look.T @ rest for weight, look, rest in zip(weights, seen, left, strict=True))
+        square = torch.stack([weight * look.T @ look for weight, look in zip(weights, seen, strict=True)]).sum(0)
+        pairs = zip(weights, seen, left, strict=True)
+        product = torch.stack([weight * look.T @ rest for weight, look, rest in pairs]).sum(0)
         matrix = torch.linalg.solve(square + ridge * torch.eye(square.shape[0]), product)
         left = [rest - look @ matrix for rest, look in zip(left, seen, strict=True)]
         answers.append(matrix)

@@ -36,6 +36,7 @@ from workers.training.model import (
 
 FRAMES: Final = 17
 TEXT_LENGTH: Final = 512
+_CALIBRATION: Final = 8
 _HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_right": 3.0, "shake": 1.5}
 
 
@@ -187,7 +188,7 @@ class Trainer:
         self.channel_weight = weight.view(1, -1, 1, 1, 1)
 
     def _calibrate(self, numbers: range) -> None:
-        phase = Phase(steps=1, sides=(128,), batch=16, frames=4, peak=0, final=0)
+        phase = Phase(steps=1, sides=(128,), batch=_CALIBRATION, frames=4, peak=0, final=0)
         batch = self.material.draw(phase, random.Random(self.seed), torch.Generator().manual_seed(self.seed))
         noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(self.seed))
         self.rope.frames = batch.frames
@@ -202,7 +203,7 @@ class Trainer:
             for block, groups, matrix in zip(self.model.blocks[-2:], (CORNERS, SIDES), stages, strict=True):
                 correct(block.attn1, groups, matrix)
         with torch.no_grad():
-            inputs = self._inputs(batch, batch.clean * 0.1 + 0.9 * noise, torch.full((16,), 0.9))
+            inputs = self._inputs(batch, batch.clean * 0.1 + 0.9 * noise, torch.full((_CALIBRATION,), 0.9))
             calibrate(self.model, numbers, **inputs)
 
     def _inputs(self, batch: Batch, noisy: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
