@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from scheduler.events import Summary, Wish
-from scheduler.policy import Avoid, Refusal
+from scheduler.policy import Avoid, Refusal, Times, backoff
 from shared.messages import Layout, State, WorkerState
 
-#: A job's place in its queue, smallest first (``policy.rank``).
-Place = tuple[int, float, str]
+#: A job's place among its tenant's jobs, smallest first (``policy.rank``).
+Place = tuple[float, str]
 
 #: States in which a worker has, or may have, the job.
 ACTIVE = frozenset({State.ASSIGNED, State.RUNNING, State.CANCELLING})
 
 
 class Job:
-    """An open job. Times are on the observer's monotonic clock; ``written``: when this revision was written."""
+    """An open job. Times are on the observer's monotonic clock; ``written``: when this revision was written.
+
+    Attributes:
+        charge, charged_s: what its tenant was charged for it while it is at a worker, as ``Tenant.used`` counts, and
+            in device-seconds; None while it is at none.
+        width: devices of the worker that it was charged for.
+        run_since: when this attempt began to run.
+        rest_until: it backs off until then.
+    """
 
     __slots__ = (
         "accepted",
         "age_s",
         "asking",
+        "attempts",
         "avoid",
         "birth",
+        "charge",
+        "charged_s",
         "decided",
         "epoch",
         "first_sent",
@@ -32,20 +43,25 @@ class Job:
         "pending",
         "place",
         "priority",
+        "ran_s",
         "refused",
         "reserved",
+        "rest_until",
         "revision",
+        "run_since",
         "run_timeout_s",
         "send_at",
         "start_deadline_s",
         "started",
         "state",
         "strange",
+        "tenant",
         "unheld",
         "unheld_since",
         "unsure",
         "wake",
         "wary",
+        "width",
         "wish",
         "worker",
         "written",
@@ -64,8 +80,15 @@ class Job:
         self.reserved: str | None = None
         #: When it was last given to a worker here.
         self.decided: float | None = None
+        self.tenant = seen.tenant
+        self.charge: float | None = None
+        self.charged_s = 0.0
+        self.width = 1
+        self.run_since: float | None = None
+        self.rest_until: float | None = None
+        self.attempts: int | None = None
 
-    def take(self, seen: Summary, now: float) -> None:
+    def take(self, seen: Summary, now: float, times: Times) -> None:
         """Become what that revision says."""
         self.revision = seen.revision
         self.state = seen.state
@@ -80,6 +103,14 @@ class Job:
         self.started = seen.started
         self.worker = seen.worker
         self.incarnation = seen.incarnation
+        self.ran_s = seen.ran_s
+        if seen.state is State.QUEUED and self.attempts != seen.attempts:
+            self.rest_until = self.written + backoff(seen.attempts, times) if seen.attempts else None
+        self.attempts = seen.attempts
+        if seen.state not in ACTIVE:
+            self.run_since = None
+        elif self.run_since is None and seen.state is not State.ASSIGNED:
+            self.run_since = self.written
         # What was known of this assignment. An assignment that another process made may have been sent already.
         self.asking = False
         self.unsure = True
@@ -98,16 +129,80 @@ class Job:
         return self.state in ACTIVE
 
 
-class Queue:
-    """The queued jobs of one wish."""
+class Tenant:
+    """Whose jobs they are, with what was used for them and what may be used at once.
 
-    __slots__ = ("fitting", "free", "heap", "live", "wary", "wish")
+    Attributes:
+        used: device-seconds divided by the weight, each counted ``2 ** (its time / half-life)`` (see ``shares``), so
+            that comparing two tenants needs no bringing up to date.
+        lifts: by model, what ``used`` is raised by among those who wait for it: who was idle starts where others are.
+        waiting: by model, jobs that wait.
+        running: jobs that are at workers, or being given to one.
+        device_s: all that was ever used, as far as known. ``unsaved``: it has changed since it was last written down.
+    """
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    __slots__ = ("device_s", "lanes", "lifts", "max_running", "name", "running", "unsaved", "used", "waiting", "weight")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.weight = 1.0
+        self.max_running: int | None = None
+        self.used = 0.0
+        self.device_s = 0.0
+        self.running = 0
+        self.lifts: dict[str, float] = {}
+        self.waiting: dict[str, int] = {}
+        self.lanes: dict[Lane, None] = {}
+        self.unsaved = False
+
+    @property
+    def full(self) -> bool:
+        """It has as many jobs at workers as it may."""
+        return self.max_running is not None and self.running >= self.max_running
+
+
+class Lane:
+    """The jobs of one tenant that wait for one wish; those that keep away from a worker stand beside the heap.
+
+    ``fair`` and ``aged`` are its live entries in the queue's two heaps, None while it is out of turn.
+    """
+
+    __slots__ = ("aged", "fair", "heap", "live", "queue", "tenant", "wary")
+
+    def __init__(self, tenant: Tenant, queue: Queue) -> None:
+        self.tenant = tenant
+        self.queue = queue
         self.heap: list[Place] = []
         self.wary: list[Place] = []
         self.live = 0
+        self.fair: FairEntry | None = None
+        self.aged: AgedEntry | None = None
+
+    @property
+    def key(self) -> float:
+        """Its tenant's standing among those who wait for this model: the smallest goes first."""
+        return self.tenant.used + self.tenant.lifts.get(self.queue.wish.model, 0.0)
+
+
+FairEntry = tuple[float, Place, Lane]
+AgedEntry = tuple[Place, Lane]
+
+
+class Queue:
+    """The queued jobs of one wish, a lane for each tenant that has any."""
+
+    __slots__ = ("aged", "fair", "fitting", "free", "lanes", "live", "passed", "wish")
+
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.lanes: dict[str, Lane] = {}
+        #: Lanes by their tenants' shares and by their first jobs' age. An entry may promise more than its lane has by
+        #: now, never less; what it has is looked up when it comes to the top (see ``lanes``).
+        self.fair: list[FairEntry] = []
+        self.aged: list[AgedEntry] = []
+        self.live = 0
+        #: Assignments, by workers that serve it, since the last that went by age alone.
+        self.passed = 0
         #: Workers that serve the wish now, and those of them that have a slot (an ordered set).
         self.fitting: set[str] = set()
         self.free: dict[str, None] = {}
@@ -117,18 +212,25 @@ class Worker:
     """A worker as its lease and the records tell. ``incarnation`` is None until a lease was seen."""
 
     __slots__ = (
+        "barred_until",
         "beat",
         "capacity",
+        "drained",
+        "failures",
         "finished",
         "gone",
         "held",
         "incarnation",
         "jobs",
         "layouts",
+        "judged",
         "lease_s",
+        "load_s",
+        "loaded",
         "models",
         "name",
         "paused_until",
+        "probation",
         "queues",
         "refusals",
         "seen",
@@ -136,6 +238,7 @@ class Worker:
         "state",
         "superseded",
         "wake",
+        "width",
         "zombies",
     )
 
@@ -149,6 +252,18 @@ class Worker:
         self.models: tuple[str, ...] = ()
         self.layouts: tuple[Layout, ...] = ()
         self.capacity = 0
+        self.width = 1
+        #: Models that are loaded (all, if it does not say), and the seconds that loading each takes.
+        self.loaded: frozenset[str] = frozenset()
+        self.load_s: dict[str, float] = {}
+        #: An operator wants it to take no more jobs.
+        self.drained = False
+        #: Attempts that failed here in a row; the last attempts that were counted; until when it gets no job because
+        #: of them; whether the next is its only one until it succeeds.
+        self.failures = 0
+        self.judged: dict[tuple[str, int], None] = {}
+        self.barred_until = 0.0
+        self.probation = False
         self.held: frozenset[tuple[str, int]] = frozenset()
         self.seen = now
         self.gone = False

@@ -32,6 +32,8 @@ class Summary(Struct, frozen=True, kw_only=True):
         age_s: how old the job was when this revision was written.
         since_s: seconds since this revision was written, as well as the observer can tell.
         started: it ran before, so its start deadline was met.
+        attempts: executions that failed.
+        ran_s: how long the last attempt that has ended ran.
     """
 
     id: str
@@ -49,6 +51,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     started: bool = False
     worker: str | None = None
     incarnation: str | None = None
+    attempts: int = 0
+    ran_s: float | None = None
 
 
 class Stream(StrEnum):

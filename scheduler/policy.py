@@ -1,6 +1,20 @@
 """The scheduler's choices, one readable function each. Pure: values in, a value with its reason out.
 
-For now: first in, first out within a priority; any worker that serves the model in a layout the job can use.
+Which job goes next to a worker, in this order:
+
+1. Only jobs that the worker can serve (``fit``), whose tenant is below its ``max_running``, that do not keep away from
+   it (``avoids``) and do not back off after a failure (``backoff``). A held queue gives nothing to anyone.
+2. Between tenants: the one with the least device-seconds used for its weight (``Tenant.used``, start-time fair
+   queueing: Goyal, Vin, Cheng, 1996), where use is forgotten with a half-life (forward decay: Cormode et al., 2009) and
+   a tenant that was idle starts where the others are, so that nobody saves up.
+3. Within a tenant: by ``rank``, the birth less ``ageing_s`` for each step of priority. A static key: a job is passed by
+   jobs of a higher priority only if they were born less than ``(q - p) * ageing_s`` later, so by none that is born
+   ``9 * ageing_s`` later.
+4. Every ``aged_turn``-th assignment of a worker goes to the smallest rank of all tenants, if that job has waited for
+   ``overdue_s``. So no job starves, whatever the weights are: the jobs of smaller rank are a finite set that no later
+   submit can join after ``9 * ageing_s``, and each ``aged_turn`` assignments take one of them away.
+5. A worker that would have to load another model for it takes a job of a loaded model instead, until the job has waited
+   for as long as the load takes (``swaps``).
 """
 
 from __future__ import annotations
@@ -29,6 +43,16 @@ class Times(Struct, frozen=True, kw_only=True):
         run_grace_s: beyond the run timeout, which the agent enforces, before the record is ended from here.
         pause_s, pause_max_s: first and longest rest of a worker that refused or did not answer.
         gap_s: between two events, beyond which this process itself was away and must look anew before it judges.
+        write_retry_s: until a write that the bucket would not take is tried again.
+        ageing_s: of waiting that outweigh one step of priority.
+        half_life_s: in which a tenant's use counts half.
+        overdue_s: of waiting after which a job may get one of the turns that go by age alone.
+        aged_turn: every so many assignments of a worker, one is such a turn.
+        guess_s: what an attempt of a model is taken to last while none has been measured.
+        load_s: what loading a model is taken to last while its worker has not measured it.
+        backoff_s, backoff_max_s: rest of a job after its first failed attempt, doubled after each further one.
+        quarantine_after: attempts that fail in a row at a worker until it gets no more.
+        quarantine_s, quarantine_max_s: until it gets one on probation; doubled each time that it fails again.
     """
 
     lease_s: float = 6.0
@@ -45,6 +69,17 @@ class Times(Struct, frozen=True, kw_only=True):
     pause_max_s: float = 5.0
     gap_s: float = 2.0
     write_retry_s: float = 5.0
+    ageing_s: float = 600.0
+    half_life_s: float = 3600.0
+    overdue_s: float = 3600.0
+    aged_turn: int = 4
+    guess_s: float = 10.0
+    load_s: float = 60.0
+    backoff_s: float = 1.0
+    backoff_max_s: float = 60.0
+    quarantine_after: int = 3
+    quarantine_s: float = 60.0
+    quarantine_max_s: float = 960.0
 
 
 class Why(StrEnum):
@@ -94,9 +129,16 @@ def fit(wish: Wish, state: WorkerState, models: tuple[str, ...], layouts: tuple[
     return _NOT_SERVING.get(state, Why.FITS)
 
 
-def rank(priority: int, birth: float, job: str) -> tuple[int, float, str]:
-    """A job's place in its queue, smallest first: higher priority, then older, then by id."""
-    return (-priority, birth, job)
+def rank(priority: int, birth: float, ageing_s: float, job: str) -> tuple[float, str]:
+    """A job's place among its tenant's, smallest first: each step of priority is worth ``ageing_s`` seconds of age."""
+    return (birth - priority * ageing_s, job)
+
+
+def backoff(attempts: int, times: Times) -> float:
+    """Seconds that a job rests after that many failed attempts."""
+    if attempts <= 0:
+        return 0.0
+    return min(times.backoff_s * 2.0 ** min(attempts - 1, 32), times.backoff_max_s)
 
 
 class Avoid(Struct, frozen=True, kw_only=True, gc=False):

@@ -35,6 +35,8 @@ class _Head(Struct, kw_only=True):
     start_deadline_s: float | None = None
     run_timeout_s: float = 3600.0
     waited_s: float | None = None
+    ran_s: float | None = None
+    attempts: int = 0
     worker: str | None = None
     incarnation: str | None = None
 
@@ -83,6 +85,8 @@ class Summaries:
             started=head.waited_s is not None,
             worker=None if head.worker is None else self._once(self._words, head.worker),
             incarnation=None if head.incarnation is None else self._once(self._words, head.incarnation),
+            attempts=head.attempts,
+            ran_s=head.ran_s,
         )
 
     @staticmethod
