@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from scheduler.policy import Turn
 from shared.messages import Result
 
 
 class ToAssigned(Struct, frozen=True, kw_only=True):
-    """queued → assigned, at the next epoch."""
+    """queued → assigned, at the next epoch. ``turn``: why this job was next."""
 
     worker: str
     incarnation: str
+    turn: Turn = Turn.SHARE
 
 
 class ToRunning(Struct, frozen=True, kw_only=True):

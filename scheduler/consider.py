@@ -74,6 +74,10 @@ def _consider_queued(state: CoreState, job: Job, commands: list[Command]) -> Non
             write(state, job, ToFailed(reason=Reason.START_DEADLINE_EXCEEDED, message=text), commands)
             return
         state.wake_job(job, due)
+    if job.rest_until is not None and state.now < job.rest_until:
+        state.dequeue(job)
+        state.wake_job(job, job.rest_until)
+        return
     if job.avoid is not None:
         if state.now >= job.avoid.until:
             state.dequeue(job)
@@ -126,7 +130,9 @@ def _consider_running(state: CoreState, job: Job, commands: list[Command]) -> No
     elif job.unheld:
         write(state, job, ToQueued(reason=Reason.WORKER_LOST, message="the worker lost the job"), commands)
     elif state.now < limit:
-        state.wake_job(job, limit)
+        state.charge(job, state.workers[job.worker])
+        paid_until = (job.run_since or job.written) + job.charged_s / job.width
+        state.wake_job(job, min(limit, max(paid_until, state.now + 1.0)))
     elif state.trusted(state.times.lease_s):
         text = f"still running {state.times.run_grace_s:g} s after its run timeout of {job.run_timeout_s:g} s"
         write(state, job, ToFailed(reason=Reason.RUN_TIMEOUT, message=text), commands)

@@ -90,6 +90,8 @@ def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:
                 state.wake_job(job, job.hold_until)
         case Tick(contact_s=contact_s):
             state.contact_s = contact_s
+            if state.shares.overgrown(state.now):
+                state.rebase()
             if state.ready:
                 _fire(state, commands)
         case CaughtUp(stream=stream):

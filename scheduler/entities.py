@@ -183,6 +183,10 @@ class Lane:
         """Its tenant's standing among those who wait for this model: the smallest goes first."""
         return self.tenant.used + self.tenant.lifts.get(self.queue.wish.model, 0.0)
 
+    def __lt__(self, other: Lane) -> bool:
+        # Only a stale entry can stand where another lane's stands: their order does not matter.
+        return False
+
 
 FairEntry = tuple[float, Place, Lane]
 AgedEntry = tuple[Place, Lane]
@@ -222,8 +226,8 @@ class Worker:
         "held",
         "incarnation",
         "jobs",
-        "layouts",
         "judged",
+        "layouts",
         "lease_s",
         "load_s",
         "loaded",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from scheduler.policy import Why, avoids, fit
+from scheduler.entities import Lane
+from scheduler.lanes import live
+from scheduler.match import choose
+from scheduler.policy import Why, fit
 from scheduler.state import CoreState
 from shared.messages import TERMINAL, State
 
@@ -18,6 +21,7 @@ def check(state: CoreState) -> None:
     _check_jobs(state)
     _check_queues(state)
     _check_workers(state)
+    _check_tenants(state)
     if state.ready:
         _check_no_idle_worker_beside_a_waiting_job(state)
 
@@ -37,6 +41,9 @@ def _check_jobs(state: CoreState) -> None:
             assert job.state is State.QUEUED, f"{name} is {job.state} and reserved"
             assert name in state.workers[job.reserved].jobs, f"{name} is missing where it is reserved"
         waits = job.state is State.QUEUED and not job.pending and job.hold_until is None
+        if waits and job.rest_until is not None and job.place is None:
+            assert job.wake is not None or not state.ready, f"{name} rests for ever"
+            waits = False
         if state.ready:
             assert (job.place is not None) == waits, f"{name} waits: {waits}, in a queue: {job.place is not None}"
             if waits and job.start_deadline_s is not None and not job.started:
@@ -48,26 +55,59 @@ def _check_jobs(state: CoreState) -> None:
 
 def _check_queues(state: CoreState) -> None:
     for wish, queue in state.queues.items():
-        live = [entry for entry in queue.heap if state._live(entry)]
-        assert len(set(live)) == len(live), f"{wish} has a job twice"
-        assert queue.live == len(live) + len(queue.wary), f"{wish} counts {queue.live}"
-        assert queue.wary == sorted(queue.wary), f"{wish} has its wary jobs out of order"
+        assert queue.live == sum(lane.live for lane in queue.lanes.values()), f"{wish} counts {queue.live}"
         assert set(queue.free) <= queue.fitting, f"{wish} offers a worker that does not fit"
-        for entry in (*live, *queue.wary):
-            job = state.jobs[entry[2]]
-            assert job.place is entry
-            assert job.wish == wish
-            assert job.wary == (entry in queue.wary)
+        for tenant, lane in queue.lanes.items():
+            _check_lane(state, tenant, lane)
         for name, worker in state.workers.items():
             serves = (
                 worker.incarnation is not None
                 and not worker.gone
+                and not worker.drained
                 and fit(wish, worker.state, worker.models, worker.layouts) is Why.FITS
             )
             assert (name in queue.fitting) == serves, f"{name} serves {wish}: {serves}"
             assert (queue in worker.queues) == serves
             if name in queue.free:
                 assert state.slots(worker) > 0, f"{name} is offered without a slot"
+
+
+def _check_lane(state: CoreState, tenant: str, lane: Lane) -> None:
+    where = f"{tenant}'s lane for {lane.queue.wish}"
+    standing = [entry for entry in lane.heap if live(entry, state.jobs)]
+    assert len(set(standing)) == len(standing), f"{where} has a job twice"
+    assert lane.live == len(standing) + len(lane.wary) > 0, f"{where} counts {lane.live}"
+    assert lane.wary == sorted(lane.wary), f"{where} has its wary jobs out of order"
+    for entry in (*standing, *lane.wary):
+        job = state.jobs[entry[1]]
+        assert job.place is entry
+        assert job.wish == lane.queue.wish
+        assert job.tenant == tenant == lane.tenant.name
+        assert job.wary == (entry in lane.wary)
+    first = min((*standing, *lane.wary))
+    assert lane in lane.tenant.lanes, f"{where} is unknown to its tenant"
+    assert (lane.fair is None) == (lane.aged is None) == lane.tenant.full, f"{where} has turns, or has none"
+    if lane.fair is not None and lane.aged is not None:
+        assert any(lane.fair is entry for entry in lane.queue.fair), f"{where} has lost its turn by share"
+        assert any(lane.aged is entry for entry in lane.queue.aged), f"{where} has lost its turn by age"
+        assert lane.fair[0] <= lane.key, f"{where} stands behind its place"
+        assert lane.fair[1] <= first, f"{where} stands behind its place"
+        assert lane.aged[0] <= first, f"{where} stands behind its place"
+
+
+def _check_tenants(state: CoreState) -> None:
+    for name, tenant in state.shares.tenants.items():
+        charged = [job for job in state.jobs.values() if job.tenant == name and job.charge is not None]
+        assert tenant.running == len(charged), f"{name} runs {len(charged)}, counted {tenant.running}"
+        waiting: dict[str, int] = {}
+        for job in state.jobs.values():
+            if job.tenant == name and job.place is not None:
+                waiting[job.wish.model] = waiting.get(job.wish.model, 0) + 1
+        assert waiting == tenant.waiting, f"{name} waits {waiting}, counted {tenant.waiting}"
+        assert tenant.used >= 0.0
+    for job in state.jobs.values():
+        paid = (job.active and job.worker is not None) or job.reserved is not None
+        assert (job.charge is not None) == paid, f"{job.id} is at a worker: {paid}, charged {job.charge}"
 
 
 def _check_workers(state: CoreState) -> None:
@@ -83,11 +123,14 @@ def _check_workers(state: CoreState) -> None:
 
 def _check_no_idle_worker_beside_a_waiting_job(state: CoreState) -> None:
     for queue in state.queues.values():
-        alone = len(queue.fitting) == 1
         for name in queue.free:
             worker = state.workers[name]
-            if not state.available(worker):
-                continue
-            waiting = [entry for entry in (*queue.heap, *queue.wary) if state._live(entry)]
-            idle = [entry[2] for entry in waiting if not avoids(state.jobs[entry[2]].avoid, name, state.now, alone)]
-            assert not idle, f"{name} idles beside {idle}"
+            if not state.held and state.available(worker):
+                choice = choose(state, worker)
+                due = choice is not None and (_due(state, choice.job.wake) or _due(state, worker.wake))
+                assert choice is None or due, f"{name} idles beside {choice}"
+
+
+def _due(state: CoreState, wake: float | None) -> bool:
+    """What time alone has changed is seen at the next tick."""
+    return wake is not None and wake <= state.now

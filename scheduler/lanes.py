@@ -41,7 +41,7 @@ def join(lane: Lane, job: Job, place: Place, jobs: Jobs) -> None:
         insort(lane.wary, place)
     else:
         heappush(lane.heap, place)
-    if lane.aged is None or place < lane.aged[0]:
+    if lane.fair is None or lane.aged is None or place < lane.fair[1] or place < lane.aged[0]:
         enter(lane, jobs)
 
 

@@ -19,14 +19,15 @@ def learn_job(state: CoreState, seen: Summary, commands: list[Command]) -> None:
     if known is None and seen.revision <= state.ended.get(seen.id, -1):
         return
     if seen.state in TERMINAL:
-        learn_end(state, seen.id, seen.revision, commands)
+        learn_end(state, seen.id, seen.revision, commands, seen.ran_s)
         return
     job = known or Job(seen)
     came_from = job.worker if known is not None and job.active else None
     state.put(job, seen)
     if seen.state is State.QUEUED and came_from is not None and not _keeps_away(job, came_from, state.now):
         # It did not go well there: others first.
-        job.avoid = Avoid(worker=came_from, until=state.now + state.times.avoid_s)
+        rest = state.now if job.rest_until is None else max(state.now, job.rest_until)
+        job.avoid = Avoid(worker=came_from, until=rest + state.times.avoid_s)
     state.touched[job.id] = None
 
 
@@ -34,10 +35,10 @@ def _keeps_away(job: Job, worker: str, now: float) -> bool:
     return job.avoid is not None and job.avoid.worker == worker and job.avoid.strict and now < job.avoid.until
 
 
-def learn_end(state: CoreState, name: str, revision: int, commands: list[Command]) -> None:
+def learn_end(state: CoreState, name: str, revision: int, commands: list[Command], ran_s: float | None = None) -> None:
     job = state.jobs.get(name)
     if job is not None:
-        state.forget(job)
+        state.forget(job, ran_s)
     state.end(name, revision)
     if state.ready:
         for result in state.results.pop(name, ()):
@@ -47,6 +48,14 @@ def learn_end(state: CoreState, name: str, revision: int, commands: list[Command
 
 
 def settle(state: CoreState, name: str) -> Job | None:
+    """The job's write is over, and nothing came of it."""
+    job = _written(state, name)
+    if job is not None and not job.active:
+        state.settle(job, 0.0)
+    return job
+
+
+def _written(state: CoreState, name: str) -> Job | None:
     job = state.jobs.get(name)
     if job is not None:
         job.pending = False
@@ -56,7 +65,7 @@ def settle(state: CoreState, name: str) -> Job | None:
 
 
 def learn_won(state: CoreState, seen: Summary, commands: list[Command]) -> None:
-    settle(state, seen.id)
+    _written(state, seen.id)
     learn_job(state, seen, commands)
     job = state.jobs.get(seen.id)
     if job is not None and job.revision == seen.revision and job.state is State.ASSIGNED:

@@ -34,7 +34,8 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
         came = worker.gone
     worker.gone = worker.silent = False
     worker.beat, worker.seen, worker.lease_s = lease.beat, state.now, lease.lease_s
-    worker.capacity = lease.capacity
+    worker.capacity, worker.width = lease.capacity, lease.width
+    worker.loaded, worker.load_s = frozenset(lease.loaded_models), lease.load_s
     worker.held = frozenset((held.job, held.epoch) for held in lease.held)
     worker.finished &= worker.held
     offer = (lease.state, lease.models, lease.layouts)

@@ -120,6 +120,33 @@ def offers(wish: Wish, layouts: tuple[Layout, ...]) -> bool:
     )
 
 
+class Turn(StrEnum):
+    """Why a job was chosen: its tenant's share, its age, or because its model is loaded there."""
+
+    SHARE = "share"
+    AGE = "age"
+    LOADED = "loaded"
+
+
+def swaps(
+    *, waited_s: float, load_s: float, other_waits: bool, loaded_free: bool, behind_loaded_s: float | None
+) -> bool:
+    """Whether a worker should load another model for a job.
+
+    Args:
+        waited_s: by the job.
+        load_s: what loading takes.
+        other_waits: a job of a model that is loaded here waits.
+        loaded_free: a worker that has the model loaded is free.
+        behind_loaded_s: until those that have it loaded are through with what waits; None if none has it loaded.
+    """
+    if loaded_free:
+        return False
+    if waited_s >= load_s:
+        return True
+    return not other_waits and (behind_loaded_s is None or behind_loaded_s > load_s)
+
+
 def fit(wish: Wish, state: WorkerState, models: tuple[str, ...], layouts: tuple[Layout, ...]) -> Why:
     """Whether a worker in that state serves that wish, and if not, why."""
     if wish.model not in models:

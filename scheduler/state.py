@@ -1,7 +1,8 @@
 """What the scheduler's core knows, with the indexes that keep a decision logarithmic in the number of queued jobs.
 
     jobs      every open job, by id; those that ended are forgotten, so that memory follows open jobs
-    queues    per wish: a heap by rank; the few jobs that avoid a worker stand beside it, in order
+    queues    per wish: a lane per tenant, a heap by rank each, under two heaps of lanes (see ``lanes``)
+    shares    what each tenant has used, and where that puts its lanes (see ``shares``)
     workers   per name: the last lease, the jobs that are there by the records, the queues it can serve
     free      per queue: the workers that fit and have a slot, longest idle first
     timers    one heap of (due, what, id); a timer only says "look again", so a stale one does no harm
@@ -13,13 +14,14 @@ its job's ``place``.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
-from scheduler.entities import Job, Place, Queue, Worker
+from scheduler import lanes
+from scheduler.entities import Job, Lane, Queue, Tenant, Worker
 from scheduler.events import Stream, Summary, Wish
-from scheduler.policy import Times, Why, avoids, fit, rank
+from scheduler.policy import Times, Why, fit, rank
+from scheduler.shares import Shares
 from shared.messages import Result, State
 
 _ENDED_KEPT = 10_000
@@ -44,6 +46,9 @@ class CoreState:
         self.by_model: dict[str, list[Queue]] = {}
         self.results: dict[str, list[Result]] = {}
         self.ended: dict[str, int] = {}
+        self.shares = Shares(self.times)
+        #: An operator holds the queue: nothing is given out.
+        self.held = False
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.timers: list[tuple[float, int, str]] = []
         # Work of the decision being made.
@@ -87,17 +92,22 @@ class CoreState:
         """The job, new or known, becomes what that revision says."""
         if job.id in self.jobs:
             self._detach(job)
-        job.take(seen, self.now)
+        ran_s = self._ran_s(job, seen.ran_s)
+        job.take(seen, self.now, self.times)
         self.jobs[job.id] = job
         self.counts[job.state] += 1
         if job.active and job.worker is not None:
             worker = self._home(job.worker)
             worker.jobs.add(job.id)
+            self.charge(job, worker)
             self.refresh(worker)
+        else:
+            self.settle(job, ran_s)
 
-    def forget(self, job: Job) -> None:
-        """The job has ended or is gone."""
+    def forget(self, job: Job, ran_s: float | None = None) -> None:
+        """The job has ended or is gone. ``ran_s``: of its last attempt, if the record says."""
         self._detach(job)
+        self.settle(job, self._ran_s(job, ran_s), ended=ran_s is not None)
         del self.jobs[job.id]
 
     def end(self, job: str, revision: int) -> None:
@@ -120,6 +130,7 @@ class CoreState:
         job.reserved = worker.name
         job.decided = self.now
         worker.jobs.add(job.id)
+        self.charge(job, worker)
         self.refresh(worker)
 
     def release(self, job: Job) -> None:
@@ -135,6 +146,57 @@ class CoreState:
             if worker.gone and not worker.jobs:
                 self.wake_worker(worker, self.now + worker.lease_s)
             self.refresh(worker)
+
+    # --- tenants -----------------------------------------------------------------------------------------------
+
+    def charge(self, job: Job, worker: Worker) -> None:
+        """The job is at that worker, or about to be: its tenant pays for it from now on."""
+        tenant = self.shares.tenant(job.tenant)
+        if job.charge is None:
+            tenant.running += 1
+            job.width = max(1, worker.width)
+            self.shares.charge(job, self.shares.expected(job.wish.model, job.width), self.now)
+            if tenant.full:
+                self.turn(tenant)
+        elapsed_s = self._elapsed_s(job) * job.width
+        if elapsed_s > job.charged_s:
+            self.shares.charge(job, 2 * elapsed_s, self.now)
+
+    def settle(self, job: Job, ran_s: float, *, ended: bool = False) -> None:
+        """The job is at no worker: its tenant has paid for what it ran."""
+        if job.charge is None or job.reserved is not None:
+            return
+        tenant = self.shares.tenant(job.tenant)
+        self.shares.settle(job, ran_s * job.width, self.now, ended=ended)
+        tenant.running -= 1
+        self.turn(tenant)
+
+    def turn(self, tenant: Tenant) -> None:
+        """Its standing is better than it was, or whether it may have more jobs at workers has changed."""
+        for lane in tenant.lanes:
+            entry = lane.fair
+            if entry is not None and not tenant.full and lane.key >= entry[0]:
+                continue
+            lanes.enter(lane, self.jobs)
+            if entry is None and lane.fair is not None:
+                self.rematch.update(lane.queue.free)
+
+    def rebase(self) -> None:
+        """Bring the tenants' sums back into a float's reach. Linear, and due once in some hundred half-lives."""
+        self.shares.rebase(self.now, [job for job in self.jobs.values() if job.charge is not None])
+        for queue in self.queues.values():
+            queue.fair, queue.aged = [], []
+            for lane in queue.lanes.values():
+                lanes.enter(lane, self.jobs)
+
+    def _elapsed_s(self, job: Job) -> float:
+        return 0.0 if job.run_since is None else max(0.0, self.now - job.run_since)
+
+    def _ran_s(self, job: Job, told: float | None) -> float:
+        """How long the attempt that is over ran: as the record tells, if that is not an earlier one's."""
+        if job.charge is None:
+            return 0.0
+        return told if told is not None and told != job.ran_s else self._elapsed_s(job)
 
     # --- queues ------------------------------------------------------------------------------------------------
 
@@ -169,47 +231,27 @@ class CoreState:
         if job.place is not None:
             return
         queue = self.queue(job.wish)
-        job.place = rank(job.priority, job.birth, job.id)
+        lane = queue.lanes.get(job.tenant)
+        if lane is None:
+            tenant = self.shares.tenant(job.tenant)
+            lane = queue.lanes[job.tenant] = Lane(tenant, queue)
+            tenant.lanes[lane] = None
+        self.shares.waits(lane.tenant, job.wish.model)
         job.wary = job.avoid is not None
-        queue.live += 1
-        if job.wary:
-            insort(queue.wary, job.place)
-        else:
-            heappush(queue.heap, job.place)
+        lanes.join(lane, job, rank(job.priority, job.birth, self.times.ageing_s, job.id), self.jobs)
         self.fresh.append(job.id)
 
     def dequeue(self, job: Job) -> None:
         """The job waits no more; nothing happens if it does not."""
-        place, job.place = job.place, None
-        if place is None:
+        if job.place is None:
             return
         queue = self.queues[job.wish]
-        queue.live -= 1
-        if job.wary:
-            del queue.wary[bisect_left(queue.wary, place)]
-        elif queue.heap[0] is place:
-            heappop(queue.heap)
-        elif len(queue.heap) > 2 * queue.live + 64:
-            queue.heap = [entry for entry in queue.heap if self._live(entry)]
-            heapify(queue.heap)
-
-    def _live(self, entry: Place) -> bool:
-        job = self.jobs.get(entry[2])
-        return job is not None and job.place is entry
-
-    def first(self, queue: Queue, worker: Worker) -> Job | None:
-        """The first in the queue that would go to that worker."""
-        while queue.heap and not self._live(queue.heap[0]):
-            heappop(queue.heap)
-        best = queue.heap[0] if queue.heap else None
-        alone = len(queue.fitting) == 1
-        for entry in queue.wary:
-            if best is not None and best < entry:
-                break
-            if not avoids(self.jobs[entry[2]].avoid, worker.name, self.now, alone):
-                best = entry
-                break
-        return self.jobs[best[2]] if best is not None else None
+        lane = queue.lanes[job.tenant]
+        lanes.leave(lane, job, job.place, self.jobs)
+        self.shares.waits_no_more(lane.tenant, job.wish.model)
+        if not lane.live:
+            del queue.lanes[job.tenant]
+            del lane.tenant.lanes[lane]
 
     # --- workers -----------------------------------------------------------------------------------------------
 
@@ -222,18 +264,18 @@ class CoreState:
         return found
 
     def _fits(self, worker: Worker, queue: Queue) -> bool:
-        return fit(queue.wish, worker.state, worker.models, worker.layouts) is Why.FITS
+        return not worker.drained and fit(queue.wish, worker.state, worker.models, worker.layouts) is Why.FITS
 
     def refit(self, worker: Worker) -> None:
         """Its state, models or layouts have changed: find the queues it serves."""
         for queue in worker.queues:
             queue.fitting.discard(worker.name)
             queue.free.pop(worker.name, None)
-            if queue.wary and len(queue.fitting) == 1:
+            if len(queue.fitting) == 1 and any(lane.wary for lane in queue.lanes.values()):
                 # A job may have preferred this worker to the one that is left.
                 self.rematch.update(queue.free)
         worker.queues = []
-        if not worker.gone and worker.incarnation is not None:
+        if not worker.gone and not worker.drained and worker.incarnation is not None:
             for model in worker.models:
                 for queue in self.by_model.get(model, ()):
                     if self._fits(worker, queue):

@@ -311,6 +311,9 @@ class WorkerLease(Message, frozen=True, kw_only=True, tag="worker"):
     detail: str = ""
     #: Measured seconds per denoising step, by model; feeds the ETA.
     step_s: dict[str, float] = {}
+    #: Models that are in memory, of those it can serve (none named: all are), and measured seconds to load each.
+    loaded_models: tuple[str, ...] = ()
+    load_s: dict[str, float] = {}
 
 
 class LeaderLease(Message, frozen=True, kw_only=True, tag="leader"):

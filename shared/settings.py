@@ -62,6 +62,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     # scheduler
     assign_timeout_s: Seconds = 2.0
+    #: Seconds of waiting that outweigh one step of priority.
+    ageing_s: Seconds = 600.0
+    #: A device-second that a tenant used so long ago counts half against it.
+    share_half_life_s: Seconds = 3600.0
+    #: A job that has waited so long gets its turn by age alone, whatever its tenant's share is.
+    overdue_s: Seconds = 3600.0
+    #: A job rests so long after its first failed attempt, twice as long after each further one, up to a minute.
+    backoff_s: Seconds = 1.0
+    #: Attempts that fail in a row until their worker gets no more, and until it is given one on probation.
+    quarantine_after: Count = 3
+    quarantine_s: Seconds = 60.0
     #: A leader that is silent for so long is replaced by a standby.
     leader_lease_s: Seconds = 3.0
     #: A job's record moves from the queue's bucket to the archive so long after its end. Workers rely on two minutes.
