@@ -70,6 +70,19 @@ _LOG = log(__name__)
 _replies: msgspec.json.Decoder[AssignReply] = msgspec.json.Decoder(AssignReply)
 
 
+def times_of(settings: Settings) -> Times:
+    """The core's durations, as the settings give them."""
+    return Times(
+        lease_s=settings.lease_s,
+        ageing_s=settings.ageing_s,
+        half_life_s=settings.share_half_life_s,
+        overdue_s=settings.overdue_s,
+        backoff_s=settings.backoff_s,
+        quarantine_after=settings.quarantine_after,
+        quarantine_s=settings.quarantine_s,
+    )
+
+
 class _Lane:
     """Runs what is put on it, so many at a time, the first first."""
 
@@ -117,7 +130,7 @@ class Scheduler:
     ) -> None:
         self.name = name or f"scheduler-{secrets.token_hex(4)}"
         self.ready = asyncio.Event()
-        self.state = CoreState(times or Times(lease_s=settings.lease_s))
+        self.state = CoreState(times or times_of(settings))
         self.metrics = Metrics()
         self._bus = bus
         self._settings = settings

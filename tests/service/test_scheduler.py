@@ -76,9 +76,22 @@ async def test_a_requeued_job_keeps_its_place(room: Room) -> None:
     await room.submit("old")
     await room.clock.advance(1.0)
     await room.submit("young")
-    await first.finish("old", Failed(reason="engine_error", message="no"))
+    await first.finish("old", Returned(reason="worker_draining"))
     await room.clock.advance(0.5)
     assert [assign.job for assign in first.assigned] == ["old", "old"]
+
+
+async def test_a_failed_job_rests_and_lets_others_pass(room: Room) -> None:
+    await room.scheduler()
+    first = await room.worker(name="w1")
+    await room.submit("old")
+    await room.clock.advance(1.0)
+    await room.submit("young")
+    await first.finish("old", Failed(reason="engine_error", message="no"))
+    await room.clock.advance(0.5)
+    await first.finish("young")
+    await room.clock.advance(1.0)
+    assert [assign.job for assign in first.assigned] == ["old", "young", "old"]
 
 
 async def test_capacity_is_not_exceeded(room: Room) -> None:
