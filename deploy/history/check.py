@@ -46,6 +46,7 @@ class Kind(StrEnum):
     RESULT_LEFT = "result_left"
     FILE_LEFT = "file_left"
     REWRITTEN = "rewritten"
+    ARCHIVED_OPEN = "archived_open"
 
 
 #: The promise of the design's section 3 that each kind breaks, where it is not the first.
@@ -81,8 +82,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     """What is left behind.
 
     Attributes:
-        records: the record of every job, from ``jobs`` and from wherever finished ones are kept.
-        deleted: ids that have a deletion marker instead.
+        records: every record in ``jobs``.
+        archived: every record in ``archive``.
+        deleted: ids that have a tombstone. A marker in ``jobs`` alone says nothing: the archive must have the job.
         unreadable: ids whose value is not a record, with what is wrong with it.
         results: keys of ``results``; the seconds, by the broker's clock, since both the key and its job's record were
             last written.
@@ -91,11 +93,16 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     """
 
     records: tuple[JobRecord, ...] = ()
+    archived: tuple[JobRecord, ...] = ()
     deleted: frozenset[str] = frozenset()
     unreadable: dict[str, str] = {}
     results: dict[str, float] = {}
     files: tuple[Stored, ...] = ()
     now: float = 0.0
+
+    def by_id(self) -> dict[str, JobRecord]:
+        """Every job's record, wherever it is; the one in ``jobs`` if it is in both."""
+        return {record.id: record for record in (*self.archived, *self.records)}
 
 
 def check(snapshot: Snapshot, submits: Iterable[Submit] = (), *, at_rest: bool = False) -> list[Finding]:
@@ -105,11 +112,12 @@ def check(snapshot: Snapshot, submits: Iterable[Submit] = (), *, at_rest: bool =
         submits: what clients were promised.
         at_rest: nothing is at work any more, so that no job may be open.
     """
-    records = {record.id: record for record in snapshot.records}
+    records = snapshot.by_id()
     files = {stored.key: stored for stored in snapshot.files}
     found = [_finding(Kind.UNREADABLE, job, why) for job, why in snapshot.unreadable.items()]
     found += _submits(submits, records.keys() | snapshot.deleted | snapshot.unreadable.keys())
-    for record in snapshot.records:
+    found += _archived(snapshot, records)
+    for record in records.values():
         found += check_record(record)
         found += _outputs(record, files)
         if at_rest and record.state not in TERMINAL:
@@ -168,6 +176,13 @@ def _submits(submits: Iterable[Submit], known: set[str]) -> Iterator[Finding]:
         if len(ids) > 1:
             text = f"the Idempotency-Key {key!r} made {len(ids)} jobs: {', '.join(sorted(ids))}"
             yield _finding(Kind.TWO_JOBS_FOR_ONE_KEY, min(ids), text)
+
+
+def _archived(snapshot: Snapshot, records: dict[str, JobRecord]) -> Iterator[Finding]:
+    for archived in snapshot.archived:
+        if archived.state not in TERMINAL:
+            yield _finding(Kind.ARCHIVED_OPEN, archived.id, f"in the archive, and {archived.state}")
+        yield from rewritten(records[archived.id], archived)
 
 
 def _log(record: JobRecord) -> Iterator[Finding]:
@@ -232,7 +247,7 @@ def _results(snapshot: Snapshot, records: dict[str, JobRecord]) -> Iterator[Find
 
 
 def _files(snapshot: Snapshot, records: dict[str, JobRecord]) -> Iterator[Finding]:
-    referred = {output.key for record in snapshot.records for output in record.outputs}
+    referred = {output.key for record in records.values() for output in record.outputs}
     for stored in snapshot.files:
         job, epoch = job_and_epoch(stored.key.split("/")[:2])
         if epoch < 0 or stored.key in referred:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
-from shared.nats_bus import connect
 
 from deploy.history.check import Finding, check
 from deploy.history.reading import read, read_submits
 from shared.artifacts import open_store
 from shared.errors import GenfleetError
+from shared.nats_bus import connect
 from shared.settings import Settings, load
 
-#: Bound on connecting.
+#: Bounds on connecting, and on reading everything.
 CONNECT_S = 10.0
+READ_S = 900.0
 
 
 async def report(settings: Settings, submits: Path | None, *, at_rest: bool, contents: bool) -> list[Finding]:
@@ -27,11 +28,12 @@ async def report(settings: Settings, submits: Path | None, *, at_rest: bool, con
     async with asyncio.timeout(CONNECT_S):
         bus = await connect(settings, name="history")
     try:
-        snapshot = await read(bus, open_store(settings.artifacts), contents=contents)
+        async with asyncio.timeout(READ_S):
+            snapshot = await read(bus, open_store(settings.artifacts), contents=contents)
     finally:
         await bus.close()
     found = check(snapshot, promised, at_rest=at_rest)
-    states = Counter(record.state for record in snapshot.records)
+    states = Counter(record.state for record in snapshot.by_id().values())
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     print(f"jobs: {counted}; accepted submits: {len(promised)}; files: {len(snapshot.files)}", file=sys.stderr)
     return found
@@ -50,7 +52,7 @@ def main(
     Args:
         nats_url: the broker's address.
         artifacts: the artifact store: a folder or s3://bucket/prefix.
-        submits: JSON lines {"id", "key", "time"}, one for each submit that was accepted.
+        submits: JSON lines {"id", "key", "time"}, one for each accepted submit whose job is not past its retention.
         at_rest: every job should have ended.
         contents: read every output and compare its SHA-256.
     """

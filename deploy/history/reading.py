@@ -1,7 +1,8 @@
 """Taking a ``Snapshot`` through the ports.
 
-A snapshot of a fleet at work is not one instant: submits are to be read before records; records are read before
-results and results before files, so that what a record speaks of was there when the later things were read.
+A snapshot of a fleet at work is not one instant: submits are to be read before records; records are read before the
+archive, that before tombstones, results and files, so that a job that moves on is met again where it went, and what a
+record speaks of was there when the later things were read.
 """
 
 from __future__ import annotations
@@ -32,26 +33,23 @@ async def read(bus: Bus, artifacts: Artifacts, *, contents: bool = False) -> Sna
         BusError, ArtifactError: it cannot be read.
     """
     jobs = await last_values(bus, topology.JOBS.name)
+    archive = await last_values(bus, topology.ARCHIVE.name)
+    tombstones = await last_values(bus, topology.DELETED.name)
     results = await last_values(bus, topology.RESULTS.name)
     leases = await last_values(bus, topology.WORKERS.name)
     # The newest write anywhere is the nearest to "now" that the broker's clock can be had.
     newest = max((entry.timestamp for entry in (*jobs, *results, *leases)), default=0.0)
     written = {entry.key: entry.timestamp for entry in jobs}
-    records, unreadable = [], {}
-    for entry in jobs:
-        if entry.value is None:
-            continue
-        try:
-            records.append(decode(entry.value, JobRecord))
-        except msgspec.MsgspecError as error:
-            unreadable[entry.key] = str(error)
+    unreadable: dict[str, str] = {}
+    records, archived = _records(jobs, unreadable), _records(archive, unreadable)
     files = [stored async for stored in artifacts.list()]
     if contents:
-        referred = {output.key for record in records for output in record.outputs}
+        referred = {output.key for record in (*records, *archived) for output in record.outputs}
         files = [await _with_digest(artifacts, stored) if stored.key in referred else stored for stored in files]
     return Snapshot(
-        records=tuple(records),
-        deleted=frozenset(entry.key for entry in jobs if entry.value is None),
+        records=records,
+        archived=archived,
+        deleted=frozenset(_job_of(entry.key) for entry in tombstones if entry.value is not None),
         unreadable=unreadable,
         results={
             entry.key: newest - max(entry.timestamp, written.get(job_and_epoch(entry.key.split(".")[1:])[0], 0.0))
@@ -62,6 +60,22 @@ async def read(bus: Bus, artifacts: Artifacts, *, contents: bool = False) -> Sna
         # Two machines' clocks, but what is decided by it is counted in days.
         now=time.time(),
     )
+
+
+def _records(entries: list[Entry], unreadable: dict[str, str]) -> tuple[JobRecord, ...]:
+    records = []
+    for entry in entries:
+        if entry.value is None:
+            continue
+        try:
+            records.append(decode(entry.value, JobRecord))
+        except msgspec.MsgspecError as error:
+            unreadable[_job_of(entry.key)] = str(error)
+    return tuple(records)
+
+
+def _job_of(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 async def last_values(bus: Bus, bucket: str) -> list[Entry]:

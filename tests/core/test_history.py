@@ -292,6 +292,31 @@ def test_an_output_of_another_attempt(key: str) -> None:
     assert kinds(check(snapshot(record))) == [Kind.OUTPUT_OF_OTHER_EPOCH]
 
 
+# --- the archive ---------------------------------------------------------------------------------------------------
+
+
+def test_an_archived_job_is_a_job_like_any() -> None:
+    sound = Snapshot(archived=(succeeded(),), files=(stored("a/1/0.mp4"),), results={"w.a.1": 1.0}, now=NOW)
+    assert check(sound, [Submit(id="a")], at_rest=True) == []
+    assert kinds(check(replace(sound, files=()))) == [Kind.FILE_MISSING]
+    assert kinds(check(replace(sound, results={"w.a.1": RESULT_GRACE_S + 1}))) == [Kind.RESULT_LEFT]
+
+
+def test_a_job_on_its_way_is_in_both() -> None:
+    both = replace(snapshot(succeeded()), archived=(succeeded(),))
+    assert check(both, [Submit(id="a")], at_rest=True) == []
+
+
+def test_an_open_job_in_the_archive() -> None:
+    assert kinds(check(Snapshot(archived=(running(),)))) == [Kind.ARCHIVED_OPEN]
+
+
+def test_an_archived_job_with_another_end() -> None:
+    other = replace(succeeded().outputs[0], sha256="bb")
+    both = replace(snapshot(succeeded()), archived=(replace(succeeded(), outputs=(other,)),))
+    assert kinds(check(both)) == [Kind.REWRITTEN]
+
+
 # --- what is left over ---------------------------------------------------------------------------------------------
 
 

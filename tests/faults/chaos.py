@@ -63,6 +63,7 @@ class Report(Struct, frozen=True, kw_only=True):
     other_blows: dict[str, int]
     requests: dict[str, int]
     requeued: dict[str, int]
+    archived: int
     most_epochs: int
     streams: int
     streams_resumed: int
@@ -106,12 +107,12 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
             await bus.close()
         broken += [f"the harness itself failed: {end!r}" for end in ends if isinstance(end, Exception)]
     found = [*witness.found, *check(snapshot, read_submits(ledger), at_rest=True)]
-    records = {record.id: record for record in snapshot.records}
+    records = snapshot.by_id()
     broken += [str(finding) for finding in found if finding.broken]
     broken += [*broken_by(clients, load, records), *fleet.faults_found]
     requeued = Counter(
         str(entry.reason)
-        for record in snapshot.records
+        for record in records.values()
         for entry in record.transitions
         if entry.state == "queued" and entry.index > 0
     )
@@ -121,14 +122,15 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
         took_s=round(time.monotonic() - began, 1),
         jobs=jobs,
         accepted=len(set(clients.accepted.values())),
-        states=dict(Counter(str(record.state) for record in snapshot.records)),
+        states=dict(Counter(str(record.state) for record in records.values())),
         kills={str(target): number for (target, blow), number in fleet.struck.items() if blow is plan.Blow.KILL},
         other_blows={
             f"{target} {blow}": number for (target, blow), number in fleet.struck.items() if blow is not plan.Blow.KILL
         },
         requests=dict(clients.counts),
         requeued=dict(requeued),
-        most_epochs=max((record.epoch for record in snapshot.records), default=0),
+        archived=len(snapshot.archived),
+        most_epochs=max((record.epoch for record in records.values()), default=0),
         streams=len(clients.streams),
         streams_resumed=sum(stream.resumed for stream in clients.streams),
         revisions_seen=witness.revisions,

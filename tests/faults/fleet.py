@@ -74,6 +74,8 @@ class BareFleet:
             assign_timeout_s=1.0,
             shutdown_grace_s=2.0,
             drain_grace_s=0.0,
+            # As soon as may be, so that a long run sees jobs archived under fire too.
+            archive_after_s=120.0,
         )
 
     async def __aenter__(self) -> Self:

@@ -62,12 +62,30 @@ async def test_a_sound_fleet(fleet: Fleet) -> None:
     await fleet.leaves(job("b"))
     await fleet.leaves(job("c"))
     await fleet.jobs.delete("c")
+    await fleet.bus.bucket(topology.DELETED.name).put(topology.archive_key("default", "c"), b"")
     await fleet.artifacts.put("inputs/default/aa", b"photo")
     snapshot = await read(fleet.bus, fleet.artifacts, contents=True)
     assert {record.id: record.state for record in snapshot.records} == {"a": State.SUCCEEDED, "b": State.QUEUED}
     assert snapshot.deleted == {"c"}
     assert {stored.key: stored.sha256 for stored in snapshot.files} == {"a/1/0.mp4": DIGEST, "inputs/default/aa": ""}
     assert check(snapshot, [Submit(id=name) for name in "abc"]) == []
+
+
+async def test_an_ended_job_is_in_the_archive_when_jobs_has_only_a_marker(fleet: Fleet) -> None:
+    await fleet.leaves(done("a"))
+    await fleet.bus.bucket(topology.ARCHIVE.name).create(topology.archive_key("default", "a"), encode(done("a")))
+    assert check(await read(fleet.bus, fleet.artifacts, contents=True), [Submit(id="a")], at_rest=True) == []
+    await fleet.jobs.delete("a")
+    snapshot = await read(fleet.bus, fleet.artifacts, contents=True)
+    assert (snapshot.records, snapshot.archived) == ((), (done("a"),))
+    assert check(snapshot, [Submit(id="a")], at_rest=True) == []
+
+
+async def test_a_marker_alone_is_a_lost_job(fleet: Fleet) -> None:
+    await fleet.jobs.create("a", encode(job("a")))
+    await fleet.jobs.delete("a")
+    found = check(await read(fleet.bus, fleet.artifacts), [Submit(id="a")])
+    assert [finding.kind for finding in found] == [Kind.LOST]
 
 
 async def test_an_empty_fleet(fleet: Fleet) -> None:
