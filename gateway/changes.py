@@ -9,16 +9,17 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from gateway.entries import decoded
 from gateway.live import Known, Live
-from gateway.problems import Problem, bus_down, gone
+from gateway.problems import Problem, bus_down
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.errors import ArtifactError, BusUnavailable, WrongRevision
+from shared.errors import ArtifactError, BucketFull, BusError, BusUnavailable, WrongRevision
 from shared.lifecycle import Stamp, cancel, is_own_write
 from shared.messages import TERMINAL, CancelOrder, JobRecord, State, encode
 from shared.telemetry import log
-from shared.topology import JOBS, ORDERS, cancel_key, nudge_subject
+from shared.topology import ARCHIVE, DELETED, JOBS, ORDERS, archive_key, cancel_key, nudge_subject, pending_key
 
 _LOG = log(__name__)
 
@@ -81,43 +82,41 @@ class Changes:
         return record
 
     async def delete(self, job: str, tenant: str) -> None:
-        """Tombstone first, files second: what dies in between leaves files that nothing refers to, for the sweep.
+        """Tombstone first, then the record, then the files: what dies in between is finished by the leader.
 
         Raises:
             Problem: 404, 409 (it has not ended), 410 or 503.
         """
         known = await self._live.find(job, tenant)
-        for _ in range(_TRIES):
-            if known.record.state not in TERMINAL:
-                raise Problem(409, f"the job is {known.record.state}: cancel it first", job=job)
-            try:
-                revision = await self._bus.bucket(JOBS.name).delete(job, known.revision)
-            except WrongRevision:
-                known = await self._live.refresh(job)
-                continue
-            except BusUnavailable:
-                await self._expect_deleted(job)
-                break
-            self._live.deleted(job, revision)
-            break
-        else:
-            raise _contended(job)
-        _LOG.info("deleted", job=job)
+        if known.record.state not in TERMINAL:
+            raise Problem(409, f"the job is {known.record.state}: cancel it first", job=job)
+        deleted = self._bus.bucket(DELETED.name)
         try:
-            await self._artifacts.delete_prefix(job)
-        except ArtifactError as error:
-            _LOG.warning("files of a deleted job remain for the sweep", job=job, error=str(error))
-
-    async def _expect_deleted(self, job: str) -> None:
-        try:
-            await self._live.refresh(job)
+            await deleted.put(pending_key(tenant, job), b"user")
+            await deleted.put(archive_key(tenant, job), b"user")
         except BusUnavailable:
             raise bus_down(job) from None
-        except Problem as problem:
-            if problem.status == gone().status:
-                return
-            raise
-        raise bus_down(job)
+        except BucketFull:
+            raise Problem(503, "too many jobs were deleted of late; try again later", job=job) from None
+        self._live.deleted(known.record, known.revision + 1)
+        _LOG.info("deleted", job=job)
+        try:
+            await self._bus.bucket(ARCHIVE.name).purge(archive_key(tenant, job))
+            await self._delete_record(job, tenant)
+            await self._artifacts.delete_prefix(job)
+            await deleted.purge(pending_key(tenant, job))
+        except (BusError, ArtifactError) as error:
+            _LOG.warning("a deletion is left to the leader to finish", job=job, error=repr(error))
+
+    async def _delete_record(self, job: str, tenant: str) -> None:
+        """The record of an ended job goes from the queue's bucket, if it is still there."""
+        bucket = self._bus.bucket(JOBS.name)
+        entry = await bucket.get(job)
+        record = None if entry is None else decoded(entry, JobRecord)
+        if entry is not None and record is not None and record.tenant == tenant:
+            # Lost to the leader that archived it just now: it looks for the tombstone when its write was the later one,
+            # and leaves it to the pending deletion otherwise.
+            await bucket.delete(job, entry.revision)
 
     async def _write(self, job: str, tenant: str, move: Callable[[Known], JobRecord]) -> tuple[JobRecord, JobRecord]:
         """The record before and after ``move``; nothing is written if it does not change it."""
@@ -129,14 +128,14 @@ class Changes:
             try:
                 revision = await self._bus.bucket(JOBS.name).update(job, encode(wanted), known.revision)
             except WrongRevision:
-                before, known = known, await self._live.refresh(job)
+                before, known = known, await self._live.refresh(job, tenant)
                 if is_own_write(wanted, known.record) and wanted.transitions != before.record.transitions:
                     return before.record, known.record
                 continue
             except BusUnavailable:
                 before = known
                 try:
-                    known = await self._live.refresh(job)
+                    known = await self._live.refresh(job, tenant)
                 except BusUnavailable:
                     raise bus_down(job) from None
                 if known.record == wanted:

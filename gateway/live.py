@@ -3,7 +3,8 @@ stream is served from it without touching the bus.
 
 The view trails the bus by the time a message takes. Two things make up for it: a record that this process wrote is
 put in at once (``put``), so that a client reads its own writes, and a job that is not known is read from the bucket
-once (``find``), because another gateway may have taken it a moment ago. Revisions decide which of two is newer.
+once (``find``), because another gateway may have taken it a moment ago. Revisions decide which of two is newer. What
+is not there either may be in the archive (see ``retained``).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from gateway.broker_clock import BrokerClock
 from gateway.entries import decoded
 from gateway.fleet import Fleet, mean_step_s
 from gateway.index import MAX_LOOKED_AT, Filters, JobIndex, Place, QueueIndex
-from gateway.problems import gone, not_found
+from gateway.problems import Problem, not_found
 from gateway.resolve import fits
+from gateway.retained import RetainedJobs
 from gateway.schema import JobView, QueueView
-from gateway.streams import Now, Streams
+from gateway.streams import Feed, Now, Streams
 from gateway.views import concerns, job_view
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
+from shared.errors import BusUnavailable
 from shared.messages import (
     TERMINAL,
     JobRecord,
@@ -35,7 +38,7 @@ from shared.messages import (
 )
 from shared.settings import Settings
 from shared.telemetry import log
-from shared.topology import JOBS, MODELS, PROGRESS, WORKERS
+from shared.topology import ARCHIVE, DELETED, JOBS, MODELS, PROGRESS, WORKERS
 
 _LOG = log(__name__)
 
@@ -44,6 +47,8 @@ _REMEMBERED_DELETIONS = 10_000
 #: How often watchers of queued jobs hear of their place.
 _QUEUE_PERIOD_S = 1.0
 _FOLLOW_AGAIN_S = 1.0
+#: What must have been read before jobs are taken and listed.
+_NEEDED = {MODELS.name, WORKERS.name, PROGRESS.name, JOBS.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,12 @@ class Live:
         self.streams = Streams()
         self.index = JobIndex()
         self.queue = QueueIndex()
+        self.retained = RetainedJobs(bus, clock)
         self._jobs: dict[str, Known] = {}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._progress: dict[str, Progress] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._endings: set[asyncio.Task[None]] = set()
         self._caught_up: set[str] = set()
         self._all_caught_up = asyncio.Event()
 
@@ -85,23 +92,25 @@ class Live:
             (JOBS.name, self._on_jobs),
         )
         loops = [self._follow(name, take) for name, take in buckets]
+        loops += [self._follow_archive(), self._follow(DELETED.name, self._on_deleted)]
         self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._heartbeats(), self._queue_news())]
 
     async def stop(self) -> None:
         """End the followers and every stream."""
         self.streams.close()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._endings):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
+        self.retained.index.close()
 
     async def wait_caught_up(self) -> None:
-        """Return once all of the buckets have been read."""
+        """Return once all of the buckets have been read, but for the archive."""
         await self._all_caught_up.wait()
 
     @property
     def caught_up(self) -> bool:
-        """Whether all of the buckets have been read once."""
-        return len(self._caught_up) == 4
+        """Whether all of the buckets have been read once, but for the archive, which takes its time."""
+        return self._caught_up >= _NEEDED
 
     async def _follow(self, name: str, take: Callable[[Batch], None]) -> None:
         while True:
@@ -116,6 +125,15 @@ class Live:
                 # A follower outlives everything that the bus knows of; what ends one is a fault of ours, and one
                 # that does not come back would freeze every stream.
                 _LOG.exception("a follower failed", bucket=name)
+            await self._clock.sleep(_FOLLOW_AGAIN_S)
+
+    async def _follow_archive(self) -> None:
+        while True:
+            try:
+                async for batch in self._bus.bucket(ARCHIVE.name).follow():
+                    await self.retained.take(batch)
+            except Exception:
+                _LOG.exception("a follower failed", bucket=ARCHIVE.name)
             await self._clock.sleep(_FOLLOW_AGAIN_S)
 
     async def _heartbeats(self) -> None:
@@ -145,6 +163,12 @@ class Live:
                 if job not in self._jobs:
                     feed.gone()
 
+    def _on_deleted(self, batch: Batch) -> None:
+        for tenant, job in self.retained.take_deleted(batch):
+            known = self._jobs.get(job)
+            if known is not None and known.record.tenant == tenant and known.record.state in TERMINAL:
+                self._delete(job, known.revision + 1)
+
     def _on_progress(self, batch: Batch) -> None:
         for entry in batch.entries:
             self.broker_clock.saw(entry.timestamp)
@@ -169,7 +193,7 @@ class Live:
             self._jobs[entry.key] = replace(known, timestamp=entry.timestamp)
         elif self._is_news(entry.key, entry.revision):
             if entry.value is None:
-                self._delete(entry.key, entry.revision)
+                self._left(entry.key, entry.revision)
                 return
             record = decoded(entry, JobRecord)
             if record is not None:
@@ -203,19 +227,52 @@ class Live:
             if progress is not None and concerns(progress, record):
                 feed.progressed(progress)  # it may have come before the transition that it belongs to
 
-    def deleted(self, job: str, revision: int) -> None:
-        """This process deleted the job."""
+    def deleted(self, record: JobRecord, revision: int) -> None:
+        """This process deleted the job, which was last at that revision."""
+        self.retained.deleted(record.tenant, record.id)
+        self._delete(record.id, revision)
+
+    def _left(self, job: str, revision: int) -> None:
+        """There is a marker now: the job was archived, or deleted."""
+        known = self._jobs.get(job)
+        feed = self.streams.feed(job)
+        if known is not None and known.record.state in TERMINAL:
+            self.retained.add(known.record)
+        elif feed is not None and not feed.deleted:
+            # Its end was missed here, while contact was broken for long; whoever watches it has a right to it.
+            self._remember(job, revision)
+            self._forget(job)
+            ending = asyncio.create_task(self._end(feed))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+            return
         self._delete(job, revision)
+
+    async def _end(self, feed: Feed) -> None:
+        while True:
+            try:
+                record, _ = await self.retained.find(feed.record.id, feed.record.tenant)
+            except Problem:
+                feed.gone()
+            except BusUnavailable:
+                await self._clock.sleep(_FOLLOW_AGAIN_S)
+                continue
+            else:
+                feed.changed(record)
+            return
 
     def _delete(self, job: str, revision: int) -> None:
         self._forget(job)
-        self._deleted[job] = revision
-        self._deleted.move_to_end(job)
-        if len(self._deleted) > _REMEMBERED_DELETIONS:
-            self._deleted.popitem(last=False)
+        self._remember(job, revision)
         feed = self.streams.feed(job)
         if feed is not None:
             feed.gone()
+
+    def _remember(self, job: str, revision: int) -> None:
+        self._deleted[job] = max(revision, self._deleted.get(job, 0))
+        self._deleted.move_to_end(job)
+        if len(self._deleted) > _REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
 
     def _forget(self, job: str) -> None:
         known = self._jobs.pop(job, None)
@@ -231,7 +288,7 @@ class Live:
         return self._jobs.get(job)
 
     async def find(self, job: str, tenant: str) -> Known:
-        """The tenant's job: from the view, or read once from the bucket if the view does not have it (yet).
+        """The tenant's job: from the view, or read from the bucket or the archive if the view does not have it.
 
         Raises:
             Problem: 404 if there is none, 410 if it was deleted.
@@ -239,25 +296,28 @@ class Live:
         """
         known = self._jobs.get(job)
         if known is None:
-            if job in self._deleted:
-                raise gone()
-            known = await self.refresh(job)
+            return await self.refresh(job, tenant)
         if known.record.tenant != tenant:
             raise not_found()
         return known
 
-    async def refresh(self, job: str) -> Known:
-        """The job as the bucket has it now. Raises as ``find``."""
-        entry = await self._bus.bucket(JOBS.name).get(job)
-        if entry is None:
-            raise not_found()
-        if entry.value is None:
-            self.take(entry)
-            raise gone()
-        self.take(entry)
-        known = self._jobs.get(job)
+    async def refresh(self, job: str, tenant: str) -> Known:
+        """The job as the buckets have it now. Raises as ``find``."""
+        known: Known | None = None
+        if job not in self._deleted:
+            entry = await self._bus.bucket(JOBS.name).get(job)
+            if entry is not None:
+                self.take(entry)
+            known = self._jobs.get(job)
+            if entry is None and known is not None:
+                # Its marker has been purged; this process was away while it ended and was archived.
+                self._left(job, known.revision + 1)
+                known = None
         if known is None:
-            raise gone() if job in self._deleted else not_found()
+            record, archived = await self.retained.find(job, tenant)
+            return Known(record, archived.revision, archived.timestamp)
+        if known.record.tenant != tenant:
+            raise not_found()
         return known
 
     def view(self, record: JobRecord) -> JobView:
@@ -266,7 +326,7 @@ class Live:
         return job_view(record, self._progress.get(record.id), queue)
 
     def now(self, job: str) -> Now | None:
-        """The job as streams begin with it; None if it is gone."""
+        """The job as streams begin with it; None if it is not in the view."""
         known = self._jobs.get(job)
         if known is None:
             return None
@@ -279,10 +339,28 @@ class Live:
         progress = self._progress.get(record.id)
         return progress if concerns(progress, record) else None
 
-    def page(
+    async def page(
         self, tenant: str, filters: Filters, after: Place | None, limit: int
     ) -> tuple[list[JobRecord], Place | None]:
-        """At most ``limit`` jobs, newest first, and where the next page begins; None at the end."""
+        """At most ``limit`` jobs, newest first, and where the next page begins; None at the end. Raises
+        BusUnavailable: the page would show jobs of the archive."""
+        here, seen_here = self._page(tenant, filters, after, limit)
+        records = {Place(record.created_at, record.id): record for record in here}
+        there, seen_there = self.retained.newest(tenant, filters, after, limit)
+        # Of both it is known what there is down to here, and of one of them no further.
+        horizon = max((place for place in (seen_here, seen_there) if place is not None), default=None)
+        places = sorted({*records, *there}, reverse=True)
+        if horizon is not None:
+            places = [place for place in places if place >= horizon]
+        page = places[:limit]
+        archived = await self.retained.read(tenant, [place.id for place in page if place not in records])
+        found = [records.get(place) or archived.get(place.id) for place in page]
+        following = page[-1] if len(places) > limit else horizon
+        return [record for record in found if record is not None], following
+
+    def _page(
+        self, tenant: str, filters: Filters, after: Place | None, limit: int
+    ) -> tuple[list[JobRecord], Place | None]:
         found: list[JobRecord] = []
         last: Place | None = None
         for place in itertools.islice(self.index.newest(tenant, filters, after), MAX_LOOKED_AT):

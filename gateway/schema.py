@@ -196,11 +196,13 @@ class JobView(Struct, frozen=True, kw_only=True):
     used: dict[str, str | int | float | bool]
 
 
-class JobList(Struct, frozen=True, kw_only=True):
-    """A page of jobs, newest first; `next` goes into `after`. A page may be short while `next` is not null."""
+class JobList(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A page of jobs, newest first; `next` goes into `after`. A page may be short while `next` is not null. `complete`
+    is there, and false, for a while after a gateway's start: older jobs may then be missing from lists."""
 
     data: tuple[JobView, ...]
     next: str | None
+    complete: bool = True
 
 
 class FileView(Struct, frozen=True, kw_only=True):

@@ -83,8 +83,13 @@ class Submissions:
         job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
         inputs = await self._inputs(tenant, body, uploads, stack)
         digest = _payload_hash(body, inputs)
-        if key is not None and self._live.known(job) is not None:
-            return await self._earlier(job, tenant, digest)
+        if key is not None and (self._live.known(job) is not None or self._live.retained.may_hold(job)):
+            # An archived job leaves no trace in the bucket that the create would meet.
+            try:
+                return await self._earlier(job, tenant, digest)
+            except Problem as problem:
+                if problem.status != 404:
+                    raise
         try:
             record = self._record(job, tenant, body, inputs, digest)
             self._admission.check()
@@ -227,6 +232,8 @@ class Submissions:
             file = temporary(stack)
             async for chunk in self._artifacts.read(key):
                 file.write(chunk)
+            # Written again, so that the leader's sweep sees that it is in use before the job's record says so.
+            await self._artifacts.put(key, self._artifacts.read(key))
         except ArtifactNotFound:
             raise invalid(field, "no such file") from None
         media = inspect(file, field)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from litestar import get
 from litestar.params import FromPath
 from litestar.response import Response, Stream
@@ -12,6 +10,7 @@ from gateway import ids
 from gateway.auth import tenant_of
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem
+from gateway.streams import Now
 from shared.messages import TERMINAL
 
 #: Proxies must neither keep nor collect what is sent.
@@ -31,8 +30,9 @@ async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream | Respons
     record = (await live.find(job, tenant_of(request))).record
     if record.state in TERMINAL and next_index > record.transitions[-1].index:
         return Response(b"", status_code=204)
+    ended = Now(record, None, None) if record.state in TERMINAL else None  # archived ones are not in the view
     return Stream(
-        live.streams.events(job, partial(live.now, job), next_index),
+        live.streams.events(job, lambda: live.now(job) or ended, next_index),
         media_type="text/event-stream",
         headers=_HEADERS,
     )

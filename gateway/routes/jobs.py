@@ -91,9 +91,10 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
     if not gateway.live.caught_up:
         raise bus_down()
     filters = Filters(states=states, model=query.get("model", ""), task=query.get("task", ""))
-    records, last = gateway.live.page(tenant_of(request), filters, after, limit)
+    complete = gateway.live.retained.complete
+    records, last = await gateway.live.page(tenant_of(request), filters, after, limit)
     views = tuple(gateway.live.view(record) for record in records)
-    return answer(JobList(data=views, next=None if last is None else cursor(last)))
+    return answer(JobList(data=views, next=None if last is None else cursor(last), complete=complete))
 
 
 def _limit(given: str | None) -> int:
