@@ -150,7 +150,7 @@ class MemoryBroker:
         """Do a write for a connection."""
         await asyncio.sleep(0)
         if self._unpaused is not None and bus.connected:
-            self._write_later(self._unpaused, bucket, key, value, expected)
+            self._write_later(self._unpaused, Write(bus.name, bucket, key, value), expected)
         await bus.reach()
         write = Write(bus.name, bucket, key, value)
         if self.before_write is not None:
@@ -169,16 +169,16 @@ class MemoryBroker:
             raise BusUnavailable
         return revision
 
-    def _write_later(
-        self, unpaused: asyncio.Event, bucket: str, key: str, value: bytes | None, expected: int | None
-    ) -> None:
+    def _write_later(self, unpaused: asyncio.Event, write: Write, expected: int | None) -> None:
         async def later() -> None:
             await unpaused.wait()
             try:
-                self.streams[bucket].write(key, value, expected, self.now())
+                self.streams[write.bucket].write(write.key, write.value, expected, self.now())
             except (WrongRevision, BucketFull):
                 return  # nobody waits for the answer any more
             self.wake()
+            if self.after_write is not None:
+                self.after_write(write)
 
         spawn(later())
 
