@@ -29,6 +29,7 @@ from scheduler.events import (
     LeaseSeen,
     Reset,
     ResultSeen,
+    Stream,
     Tick,
     WriteLost,
     WriteRefused,
@@ -112,6 +113,9 @@ def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:
 def _begin(state: CoreState) -> None:
     """Look at everything, if decisions may now be made."""
     if not state.ready:
+        if len(state.caught) == len(Stream):
+            # A standby: whoever leads drops the results of jobs that are not open.
+            state.results = {name: found for name, found in state.results.items() if name in state.jobs}
         return
     state.touched.update(dict.fromkeys(state.jobs))
     state.rematch.update(dict.fromkeys(state.workers))
