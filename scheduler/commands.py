@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from scheduler.policy import Turn
-from shared.messages import Result
+from shared.messages import Result, WorkerQuarantine
 
 
 class ToAssigned(Struct, frozen=True, kw_only=True):
@@ -86,4 +86,10 @@ class DropResult(Struct, frozen=True, kw_only=True):
     certain: bool
 
 
-Command = WriteRecord | SendAssign | SendCancel | DropResult
+class WriteQuarantine(Struct, frozen=True, kw_only=True):
+    """Write down that a worker is in quarantine, or is no more. Not answered."""
+
+    quarantine: WorkerQuarantine
+
+
+Command = WriteRecord | SendAssign | SendCancel | DropResult | WriteQuarantine

@@ -6,7 +6,7 @@ that worker and those results, is decided there and nowhere else. So duplicates,
 fresh start need no cases of their own. Last, workers with a free slot take the best job that waits for them.
 
 A job with a write under way is left alone until the write's outcome is known. Nothing at all is commanded before the
-three buckets have been read once, nor by a standby, which learns all the same so that it can take over at once.
+buckets have been read once, nor by a standby, which learns all the same so that it can take over at once.
 
 Safety lies in the compare-and-set and in the epoch, not here: two cores may decide at once, each write of one of them
 loses, and the loser learns what the record now says.
@@ -18,9 +18,11 @@ from typing import assert_never
 
 from scheduler.commands import Command, DropResult
 from scheduler.consider import consider
+from scheduler.control import learn_control, learn_usage
 from scheduler.events import (
     AssignAnswered,
     CaughtUp,
+    ControlSeen,
     Event,
     JobGone,
     JobSeen,
@@ -31,6 +33,7 @@ from scheduler.events import (
     ResultSeen,
     Stream,
     Tick,
+    UsageSeen,
     WriteLost,
     WriteRefused,
     WriteWon,
@@ -77,7 +80,11 @@ def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:
             if name in state.workers:
                 lose_worker(state, state.workers[name])
         case ResultSeen(result=result):
-            learn_result(state, result)
+            learn_result(state, result, commands)
+        case ControlSeen(control=control):
+            learn_control(state, control)
+        case UsageSeen(usage=usage, since_s=since_s):
+            learn_usage(state, usage, since_s)
         case AssignAnswered(job=name, epoch=epoch, answer=answer):
             learn_answer(state, name, epoch, answer)
         case WriteWon(job=seen):

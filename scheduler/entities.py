@@ -137,17 +137,31 @@ class Tenant:
             that comparing two tenants needs no bringing up to date.
         lifts: by model, what ``used`` is raised by among those who wait for it: who was idle starts where others are.
         waiting: by model, jobs that wait.
+        charged: the part of ``used`` that is for jobs at workers.
         running: jobs that are at workers, or being given to one.
         device_s: all that was ever used, as far as known. ``unsaved``: it has changed since it was last written down.
     """
 
-    __slots__ = ("device_s", "lanes", "lifts", "max_running", "name", "running", "unsaved", "used", "waiting", "weight")
+    __slots__ = (
+        "charged",
+        "device_s",
+        "lanes",
+        "lifts",
+        "max_running",
+        "name",
+        "running",
+        "unsaved",
+        "used",
+        "waiting",
+        "weight",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.weight = 1.0
         self.max_running: int | None = None
         self.used = 0.0
+        self.charged = 0.0
         self.device_s = 0.0
         self.running = 0
         self.lifts: dict[str, float] = {}

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from shared.messages import AssignReply, Parallel, Result, State, WorkerLease
+from shared.messages import AssignReply, Control, Parallel, Result, State, TenantUsage, WorkerLease
 
 
 class Wish(Struct, frozen=True, kw_only=True, gc=False):
@@ -61,6 +61,8 @@ class Stream(StrEnum):
     JOBS = "jobs"
     WORKERS = "workers"
     RESULTS = "results"
+    CONTROL = "control"
+    USAGE = "usage"
 
 
 class NoListener(Struct, frozen=True, kw_only=True):
@@ -127,6 +129,19 @@ class ResultSeen(_Event, frozen=True, kw_only=True):
     result: Result
 
 
+class ControlSeen(_Event, frozen=True, kw_only=True):
+    """What an operator wants, or a quarantine that this or an earlier leader wrote."""
+
+    control: Control
+
+
+class UsageSeen(_Event, frozen=True, kw_only=True):
+    """What an earlier leader wrote down of a tenant, that long ago."""
+
+    usage: TenantUsage
+    since_s: float
+
+
 class AssignAnswered(_Event, frozen=True, kw_only=True):
     """What came of a ``SendAssign``."""
 
@@ -169,6 +184,8 @@ Event = (
     | LeaseSeen
     | LeaseGone
     | ResultSeen
+    | ControlSeen
+    | UsageSeen
     | AssignAnswered
     | WriteWon
     | WriteLost

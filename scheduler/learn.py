@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from scheduler.commands import Command, DropResult
+from scheduler.control import apply_bar, judge
 from scheduler.entities import Job, Worker
 from scheduler.events import Answer, NoAnswer, NoListener, Stream, Summary
 from scheduler.policy import Avoid, refusal
@@ -73,9 +74,10 @@ def learn_won(state: CoreState, seen: Summary, commands: list[Command]) -> None:
         job.unsure = False
 
 
-def learn_result(state: CoreState, result: Result) -> None:
+def learn_result(state: CoreState, result: Result, commands: list[Command]) -> None:
     worker = state.workers.get(result.worker)
     if worker is not None:
+        judge(state, worker, result, commands)
         worker.finished.add((result.job, result.epoch))
         state.refresh(worker)
     if not state.leading and result.job not in state.jobs and len(state.caught) == len(Stream):
@@ -138,6 +140,20 @@ def forget_all(state: CoreState, stream: Stream) -> None:
             state.ended.clear()
         case Stream.RESULTS:
             state.results.clear()
+        case Stream.CONTROL:
+            state.held = False
+            state.bars.clear()
+            for name in list(state.drained):
+                state.set_drained(name, False)
+            for worker in state.workers.values():
+                apply_bar(state, worker)
+            for tenant in state.shares.tenants.values():
+                tenant.weight, tenant.max_running = 1.0, None
+                state.turn(tenant)
+            state.rematch.update(dict.fromkeys(state.workers))
+        case Stream.USAGE:
+            # What was counted here still holds, and is written again.
+            pass
         case Stream.WORKERS:
             # Leases live in memory and vanish with the broker: their silence is judged, not their absence.
             pass

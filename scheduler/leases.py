@@ -17,7 +17,7 @@ from shared.messages import State, WorkerLease
 def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -> None:
     worker = state.workers.get(lease.worker)
     if worker is None:
-        worker = state.workers[lease.worker] = Worker(lease.worker, state.now, lease.lease_s)
+        worker = state.meet(lease.worker, lease.lease_s)
     elif lease.incarnation in worker.superseded:
         return
     if worker.incarnation != lease.incarnation:
@@ -43,6 +43,8 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
         worker.state, worker.models, worker.layouts = offer
         state.refit(worker)
     state.wake_worker(worker, state.now + lease.lease_s)
+    if state.now < worker.barred_until:
+        state.wake_worker(worker, worker.barred_until)
     _compare_with_records(state, worker)
     if state.ready:
         _stop_zombies(state, worker, commands)
@@ -109,7 +111,8 @@ def look_at_worker(state: CoreState, worker: Worker) -> None:
         due = state.now + worker.lease_s / 2
     else:
         due = worker.seen + worker.lease_s
-    if state.now < worker.paused_until:
-        due = min(due, worker.paused_until)
+    for until in (worker.paused_until, worker.barred_until):
+        if state.now < until:
+            due = min(due, until)
     state.wake_worker(worker, due)
     state.refresh(worker)

@@ -181,6 +181,14 @@ def avoids(avoid: Avoid | None, worker: str, now: float, alone: bool) -> bool:
     return avoid is not None and avoid.worker == worker and now < avoid.until and (avoid.strict or not alone)
 
 
+class Bar(Struct, frozen=True, kw_only=True, gc=False):
+    """A worker's quarantine: until when it gets nothing; how long that was; after how many failures."""
+
+    failures: int
+    rest_s: float
+    until: float
+
+
 class Refusal(Struct, frozen=True, kw_only=True):
     """What an answer other than accepted means: the setback's reason, and whom it keeps apart."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from scheduler.entities import Job, Tenant
 from scheduler.policy import Times
+from shared.messages import TenantUsage
 
 _LEARN = 0.1
 _MAX_EXPONENT = 200.0
@@ -61,6 +62,7 @@ class Shares:
         self._base = now
         for tenant in self.tenants.values():
             tenant.used *= shrink
+            tenant.charged *= shrink
             tenant.lifts = {model: lift * shrink for model, lift in tenant.lifts.items()}
         self.virtual = {model: value * shrink for model, value in self.virtual.items()}
         for job in charged:
@@ -97,7 +99,9 @@ class Shares:
         """The job costs that much so far, whatever it was charged before."""
         tenant = self.tenants[job.tenant]
         value = device_s * self.factor(now) / tenant.weight
-        tenant.used = max(0.0, tenant.used - (job.charge or 0.0) + value)
+        change = value - (job.charge or 0.0)
+        tenant.used = max(0.0, tenant.used + change)
+        tenant.charged += change
         job.charge, job.charged_s = value, device_s
 
     def expected(self, model: str, width: int) -> float:
@@ -110,8 +114,28 @@ class Shares:
         tenant = self.tenants[job.tenant]
         tenant.device_s += device_s
         tenant.unsaved = tenant.unsaved or device_s > 0.0
+        tenant.charged -= job.charge or 0.0
         job.charge, job.charged_s = None, 0.0
         if ended and device_s > 0.0:
             model = job.wish.model
             known = self.costs.get(model)
             self.costs[model] = device_s if known is None else known + _LEARN * (device_s - known)
+
+    # --- what is written down ----------------------------------------------------------------------------------
+
+    def unsaved(self, now: float) -> list[TenantUsage]:
+        """What has changed since it was last ``saved``. Jobs at workers are left out: who reads it counts them anew."""
+        return [
+            TenantUsage(
+                tenant=tenant.name,
+                device_s=round(tenant.device_s, 3),
+                recent_s=round(max(0.0, tenant.used - tenant.charged) * tenant.weight / self.factor(now), 3),
+            )
+            for tenant in self.tenants.values()
+            if tenant.unsaved
+        ]
+
+    def saved(self, usage: TenantUsage) -> None:
+        """That was written down."""
+        tenant = self.tenants[usage.tenant]
+        tenant.unsaved = round(tenant.device_s, 3) != usage.device_s

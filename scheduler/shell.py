@@ -22,6 +22,7 @@ from scheduler.commands import (
     DropResult,
     SendAssign,
     SendCancel,
+    WriteQuarantine,
     WriteRecord,
 )
 from scheduler.decide import decide
@@ -39,6 +40,7 @@ from scheduler.events import (
     WriteLost,
 )
 from scheduler.leader import Election, Leader
+from scheduler.ledger import Ledger
 from scheduler.metrics import Metrics
 from scheduler.policy import Times
 from scheduler.state import CoreState
@@ -60,7 +62,7 @@ from shared.messages import (
 )
 from shared.settings import Settings
 from shared.telemetry import about, log
-from shared.topology import JOBS, ORDERS, RESULTS, WORKERS, assign_subject, cancel_key, nudge_subject
+from shared.topology import CONTROL, JOBS, ORDERS, RESULTS, USAGE, WORKERS, assign_subject, cancel_key, nudge_subject
 
 TICK_S = 0.1
 WRITES_AT_ONCE = 64
@@ -145,6 +147,7 @@ class Scheduler:
         self.election = election or Leader(
             bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
         )
+        self._ledger = Ledger(bus, clock, self.state.shares, lambda: self.state.ready, self._watch.age, self._feed)
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -160,7 +163,11 @@ class Scheduler:
                 group.create_task(self._follow(self._jobs.follow(), Stream.JOBS, self._watch.see_job))
                 group.create_task(self._follow(self._leases.follow(), Stream.WORKERS, self._watch.see_lease))
                 group.create_task(self._follow(self._results.follow(), Stream.RESULTS, self._watch.see_result))
+                control, usage = self._bus.bucket(CONTROL.name), self._bus.bucket(USAGE.name)
+                group.create_task(self._follow(control.follow(), Stream.CONTROL, self._ledger.see_control))
+                group.create_task(self._follow(usage.follow(), Stream.USAGE, self._ledger.see_usage))
                 group.create_task(self._tick())
+                group.create_task(self._ledger.run())
                 group.create_task(self.election.run())
                 group.create_task(self._archive.run())
         finally:
@@ -242,6 +249,8 @@ class Scheduler:
                 self._writing.put(lambda: self._write(command))
             case DropResult():
                 self._writing.put(lambda: self._writes.drop(command))
+            case WriteQuarantine():
+                self._writing.put(lambda: self._ledger.write(command))
             case SendAssign():
                 self._asking.put(lambda: self._send(command))
             case SendCancel():

@@ -20,7 +20,7 @@ from heapq import heapify, heappop, heappush
 from scheduler import lanes
 from scheduler.entities import Job, Lane, Queue, Tenant, Worker
 from scheduler.events import Stream, Summary, Wish
-from scheduler.policy import Times, Why, fit, rank
+from scheduler.policy import Bar, Times, Why, fit, rank
 from scheduler.shares import Shares
 from shared.messages import Result, State
 
@@ -49,6 +49,9 @@ class CoreState:
         self.shares = Shares(self.times)
         #: An operator holds the queue: nothing is given out.
         self.held = False
+        #: Workers by name that an operator has drained, and those in quarantine, whether they are there or not.
+        self.drained: set[str] = set()
+        self.bars: dict[str, Bar] = {}
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.timers: list[tuple[float, int, str]] = []
         # Work of the decision being made.
@@ -79,12 +82,12 @@ class CoreState:
         for name, epoch in worker.held - worker.finished:
             known = self.jobs.get(name)
             here += not (known is not None and name in worker.jobs and known.epoch == epoch)
-        return worker.capacity - here
+        return (1 if worker.probation else worker.capacity) - here
 
     def available(self, worker: Worker) -> bool:
         """Whether the worker can be given a job of a wish that it serves."""
         alive = worker.incarnation is not None and not worker.gone and not worker.silent
-        return alive and self.now >= worker.paused_until and self.slots(worker) > 0
+        return alive and self.now >= max(worker.paused_until, worker.barred_until) and self.slots(worker) > 0
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
@@ -259,9 +262,29 @@ class CoreState:
         found = self.workers.get(name)
         if found is None:
             # A record names a worker that was not heard of: it has one lease time from now to be heard.
-            found = self.workers[name] = Worker(name, self.now, self.times.lease_s)
+            found = self.meet(name, self.times.lease_s)
             self.wake_worker(found, self.now + found.lease_s)
         return found
+
+    def meet(self, name: str, lease_s: float) -> Worker:
+        """A worker that was not known, as operators and quarantines want it."""
+        made = self.workers[name] = Worker(name, self.now, lease_s)
+        made.drained = name in self.drained
+        bar = self.bars.get(name)
+        if bar is not None:
+            made.failures, made.barred_until, made.probation = bar.failures, bar.until, True
+        return made
+
+    def set_drained(self, name: str, drained: bool) -> None:
+        """An operator wants the worker of that name to take no more jobs, or to take them again."""
+        if drained:
+            self.drained.add(name)
+        else:
+            self.drained.discard(name)
+        worker = self.workers.get(name)
+        if worker is not None and worker.drained != drained:
+            worker.drained = drained
+            self.refit(worker)
 
     def _fits(self, worker: Worker, queue: Queue) -> bool:
         return not worker.drained and fit(queue.wish, worker.state, worker.models, worker.layouts) is Why.FITS

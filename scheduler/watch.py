@@ -123,6 +123,10 @@ class Watch:
         elif seconds >= _SETTLED_S:
             self._contact_broke = None
 
+    def age(self, entry: Entry) -> float:
+        """Seconds since the entry was written, which may be long before this process began to listen."""
+        return self._since(entry.timestamp, live=False)
+
     def _since(self, timestamp: float, live: bool) -> float:
         """Seconds since a revision with that timestamp was written. The broker's clock is asked only for what was
         written while nobody listened: a jump of it must not age a job that was seen to come."""

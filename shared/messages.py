@@ -12,10 +12,10 @@ for people to read only: nothing is ever decided by them. What is decided by tim
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 DEFAULT_TENANT = "default"
 
@@ -192,6 +192,8 @@ class JobRecord(Message, frozen=True, kw_only=True, tag="job"):
     max_attempts: int = 3
     metadata: dict[str, str] = {}
     webhook_url: str | None = None
+    #: The job whose request this one repeats.
+    retry_of: str | None = None
     state: State = State.QUEUED
     epoch: int = 0
     worker: str | None = None
@@ -324,6 +326,68 @@ class LeaderLease(Message, frozen=True, kw_only=True, tag="leader"):
     lease_s: float
 
 
+# --- what operators want, and what tenants use -------------------------------------------------------------------
+
+Weight = Annotated[float, Meta(ge=0.001, le=1000)]
+
+
+class QueueControl(Message, frozen=True, kw_only=True, tag="queue_control"):
+    """Whether the queue is held: jobs are taken and none is given out. Bucket ``control``, key ``queue``."""
+
+    held: bool = False
+    reason: str = ""
+    by: str = ""
+    at: float = 0.0
+
+
+class WorkerControl(Message, frozen=True, kw_only=True, tag="worker_control"):
+    """Whether the worker of that name gets jobs, over its restarts. Bucket ``control``, key ``worker.<worker>``."""
+
+    worker: str
+    drained: bool = False
+    reason: str = ""
+    by: str = ""
+    at: float = 0.0
+
+
+class TenantLimits(Message, frozen=True, kw_only=True, tag="tenant_limits"):
+    """What a tenant may have: its share's weight, and how many jobs may wait and be at workers at once (None: no limit
+    of its own; 0: none). Bucket ``control``, key ``tenant.<tenant>``."""
+
+    tenant: str
+    weight: Weight = 1.0
+    max_queued: int | None = None
+    max_running: int | None = None
+    by: str = ""
+    at: float = 0.0
+
+
+class WorkerQuarantine(Message, frozen=True, kw_only=True, tag="worker_quarantine"):
+    """Attempts of that many jobs failed one after the other at the worker of that name, the last for ``reason``: it
+    gets no job for ``rest_s``, then one on probation. 0 failures: it is trusted. Bucket ``control``, key
+    ``quarantine.<worker>``; written by the scheduler, and by an operator's resume."""
+
+    worker: str
+    failures: int = 0
+    rest_s: float = 0.0
+    reason: str = ""
+    message: str = ""
+    at: float = 0.0
+
+
+Control = QueueControl | WorkerControl | TenantLimits | WorkerQuarantine
+
+
+class TenantUsage(Message, frozen=True, kw_only=True, tag="tenant_usage"):
+    """What a tenant has used: device-seconds in all, and those that still count for its share. For fairness, not for
+    bills: the last seconds before a leader was killed are missing. Bucket ``usage``, key ``<tenant>``."""
+
+    tenant: str
+    device_s: float
+    recent_s: float
+    at: float = 0.0
+
+
 # --- assignment, orders, results, progress ---------------------------------------------------------------------
 
 
@@ -447,6 +511,11 @@ BusMessage = (
     | CancelOrder
     | DrainOrder
     | Progress
+    | QueueControl
+    | WorkerControl
+    | TenantLimits
+    | WorkerQuarantine
+    | TenantUsage
 )
 
 T = TypeVar("T")

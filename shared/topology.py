@@ -91,7 +91,16 @@ DELETED = BucketSpec(
     max_bytes=128 * MiB,
 )
 
-BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED)
+CONTROL = BucketSpec(
+    name="control",
+    holds="queue: QueueControl; worker.<worker>: WorkerControl; tenant.<tenant>: TenantLimits; "
+    "quarantine.<worker>: WorkerQuarantine",
+    owners=("gateway", "scheduler"),
+    max_bytes=16 * MiB,
+)
+USAGE = BucketSpec(name="usage", holds="<tenant>: TenantUsage", owners=("scheduler",), max_bytes=16 * MiB)
+
+BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED, CONTROL, USAGE)
 
 #: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
 ADMISSION_SHARE = 0.8
@@ -125,6 +134,25 @@ def assign_subject(worker: str, incarnation: str) -> str:
 def nudge_subject(worker: str, incarnation: str) -> str:
     """Where that start of that worker is told to look at its orders now."""
     return f"worker.{worker}.{incarnation}.nudge"
+
+
+#: Key in ``control``.
+QUEUE_CONTROL = "queue"
+
+
+def worker_control(worker: str) -> str:
+    """Key in ``control``."""
+    return f"worker.{worker}"
+
+
+def tenant_control(tenant: str) -> str:
+    """Key in ``control``."""
+    return f"tenant.{tenant}"
+
+
+def quarantine_control(worker: str) -> str:
+    """Key in ``control``."""
+    return f"quarantine.{worker}"
 
 
 #: Key in ``leader``.

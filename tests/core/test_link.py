@@ -16,7 +16,6 @@ from shared.messages import AttentionCache, JobRequest, Layout
 from workers import link
 from workers.engine.dummy import card
 from workers.link import (
-    FromRankReader,
     MAX_FRAME,
     Broke,
     Cancel,
@@ -24,6 +23,7 @@ from workers.link import (
     Done,
     FromAgent,
     FromRank,
+    FromRankReader,
     Hello,
     LinkClosed,
     LinkError,

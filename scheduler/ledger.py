@@ -1,0 +1,105 @@
+"""What the shell reads and writes beside jobs: the bucket ``control`` (what operators want, quarantines) and the bucket
+``usage`` (device-seconds by tenant, written every few seconds by the leader, read at the start)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec.structs import replace
+
+from scheduler.commands import WriteQuarantine
+from scheduler.events import ControlSeen, Event, UsageSeen
+from scheduler.shares import Shares
+from shared.bus import Bus, Entry
+from shared.clock import Clock
+from shared.errors import BucketFull, BusUnavailable, InvalidKey
+from shared.messages import Control, TenantUsage, decode, encode
+from shared.telemetry import log
+from shared.topology import CONTROL, USAGE, quarantine_control
+
+#: How much of the tenants' use may be forgotten when the leader is killed.
+SAVE_EVERY_S = 5.0
+
+_LOG = log(__name__)
+_controls: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
+
+
+class Ledger:
+    """Tells the core of ``control`` and ``usage``, and writes to them for it.
+
+    Args:
+        shares: the core's, to be written down.
+        leads: whether this process may write.
+        age: seconds since an entry was written.
+        feed: takes the events.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        shares: Shares,
+        leads: Callable[[], bool],
+        age: Callable[[Entry], float],
+        feed: Callable[[Event], None],
+    ) -> None:
+        self._control = bus.bucket(CONTROL.name)
+        self._usage = bus.bucket(USAGE.name)
+        self._clock = clock
+        self._shares = shares
+        self._leads = leads
+        self._feed = feed
+        self._age = age
+
+    def see_control(self, entry: Entry, live: bool) -> None:
+        """An operator's wish or a quarantine."""
+        if entry.value is None:
+            return
+        try:
+            control = _controls.decode(entry.value)
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_control", key=entry.key, error=str(error))
+            return
+        self._feed(ControlSeen(now=self._clock.monotonic(), control=control))
+
+    def see_usage(self, entry: Entry, live: bool) -> None:
+        """What a tenant had used, as an earlier leader wrote it."""
+        if entry.value is None or live:
+            return
+        try:
+            usage = decode(entry.value, TenantUsage)
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_usage", key=entry.key, error=str(error))
+            return
+        self._feed(UsageSeen(now=self._clock.monotonic(), usage=usage, since_s=self._age(entry)))
+
+    async def run(self) -> None:
+        """Write down what the tenants use, while this process leads."""
+        while True:
+            await self._clock.sleep(SAVE_EVERY_S)
+            if not self._leads():
+                continue
+            for usage in self._shares.unsaved(self._clock.monotonic()):
+                try:
+                    await self._usage.put(usage.tenant, encode(replace(usage, at=self._clock.wall())))
+                except (BusUnavailable, BucketFull, InvalidKey) as error:
+                    _LOG.warning("usage_not_saved", tenant=usage.tenant, error=type(error).__name__)
+                    continue
+                self._shares.saved(usage)
+
+    async def write(self, command: WriteQuarantine) -> None:
+        """Make a quarantine, or its end, known and durable."""
+        quarantine = replace(command.quarantine, at=self._clock.wall())
+        _LOG.warning(
+            "worker_quarantined" if quarantine.failures else "worker_trusted_again",
+            worker=quarantine.worker,
+            failures=quarantine.failures,
+            reason=quarantine.reason,
+            rest_s=quarantine.rest_s,
+        )
+        try:
+            await self._control.put(quarantine_control(quarantine.worker), encode(quarantine))
+        except (BusUnavailable, BucketFull, InvalidKey) as error:
+            # The core goes by it all the same; only a restart or an operator would not know.
+            _LOG.warning("quarantine_not_written", worker=quarantine.worker, error=type(error).__name__)
