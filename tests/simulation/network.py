@@ -254,9 +254,6 @@ class SimBucket:
     async def usage(self) -> tuple[int, int]:
         return await self._bus.call(lambda bus: bus.bucket(self._name).usage(), writes=False)
 
-    async def count(self, keys: str = ">") -> int:
-        return await self._bus.call(lambda bus: bus.bucket(self._name).count(keys), writes=False)
-
     async def follow(self, keys: str = ">", after: int | None = None) -> AsyncIterator[Batch]:
         bus = self._bus
         seen: deque[Entry] = deque(maxlen=_REMEMBERED)
