@@ -41,7 +41,7 @@ from tests.faults.fleet import BareFleet
 from tests.faults.witness import Witness
 
 #: After everything was put right, for all clients to be answered and all jobs to end.
-HEAL_S = 120.0
+HEAL_S = 300.0
 #: After the last job has ended, for its result to be folded away.
 TIDY_S = 30.0
 #: To read all that is left behind.

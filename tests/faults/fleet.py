@@ -149,7 +149,7 @@ class BareFleet:
         self._owned[target].append(owned)
         await owned.start()
 
-    async def ready(self, bound_s: float = 60.0) -> None:
+    async def ready(self, bound_s: float = 120.0) -> None:
         """Wait until every gateway answers and every worker is idle."""
         async with asyncio.timeout(bound_s), httpx.AsyncClient(timeout=5) as client:
             for url in self.urls:
