@@ -128,6 +128,7 @@ class Live:
             await self._clock.sleep(_FOLLOW_AGAIN_S)
 
     async def _follow_archive(self) -> None:
+        await self.wait_caught_up()  # what jobs need comes first
         while True:
             try:
                 async for batch in self._bus.bucket(ARCHIVE.name).follow():

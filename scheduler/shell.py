@@ -44,6 +44,7 @@ from scheduler.ledger import Ledger
 from scheduler.metrics import Metrics
 from scheduler.policy import Times
 from scheduler.state import CoreState
+from scheduler.sweep import Sweep
 from scheduler.watch import Watch
 from scheduler.writes import Writes
 from shared.artifacts import Artifacts
@@ -142,6 +143,9 @@ class Scheduler:
         self._orders = bus.bucket(ORDERS.name)
         self._leases = bus.bucket(WORKERS.name)
         self._archive = Archive(bus, settings, clock, self.metrics, artifacts, lambda: self.state.ready)
+        self._sweep = None
+        if artifacts is not None:
+            self._sweep = Sweep(bus, clock, self.metrics, artifacts, lambda: self.state.ready)
         self._watch = Watch(bus, clock, self.name, self._feed, self._archive)
         self._writes = Writes(bus, clock, self.name, self._watch, self.metrics, self._feed)
         self.election = election or Leader(
@@ -170,6 +174,8 @@ class Scheduler:
                 group.create_task(self._ledger.run())
                 group.create_task(self.election.run())
                 group.create_task(self._archive.run())
+                if self._sweep is not None:
+                    group.create_task(self._sweep.run())
         finally:
             self._ended.set()
 
