@@ -20,6 +20,8 @@ from typing import Literal, Self, TypeVar
 import httpx
 import psutil
 
+from tests.support.leash import leashed
+
 ROOT = Path(__file__).resolve().parents[2]
 TERMINAL = ("succeeded", "failed", "cancelled")
 Role = Literal["gateway", "scheduler", "agent", "rank0", "rank1", "nats"]
@@ -52,7 +54,8 @@ class Fleet:
         self.url = ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "deploy.cli", "up", "--port", "0", "--data-dir", str(self.data_dir)]
+        up = [sys.executable, "-m", "deploy.cli", "up", "--port", "0", "--data-dir", str(self.data_dir)]
+        command = leashed(*up)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GENFLEET_")}
         log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("w")
         self._process = subprocess.Popen(

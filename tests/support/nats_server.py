@@ -13,6 +13,7 @@ from types import TracebackType
 
 from deploy import nats
 from shared.settings import Settings
+from tests.support.leash import leashed
 
 _START_S = 20.0
 
@@ -46,7 +47,7 @@ class NatsServer:
         config.touch(mode=0o600)
         config.write_text(nats.config(port=self.port, store_dir=self._folder / "store", token=self.token))
         log = self._folder / "nats.log"
-        self._process = subprocess.Popen([str(self._binary), "-c", str(config), "-l", str(log)])
+        self._process = subprocess.Popen(leashed(str(self._binary), "-c", str(config), "-l", str(log)))
         until = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.leash import leashed
 from tests.support.nats_server import NatsServer
 
 pytestmark = pytest.mark.system
@@ -39,7 +40,7 @@ class Process:
             "GENFLEET_SHUTDOWN_GRACE_S": str(GRACE_S),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway"], env=environ, stderr=subprocess.PIPE, text=True
+            leashed(sys.executable, "-m", "gateway"), env=environ, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stderr is not None
         ready = json.loads(self.process.stderr.readline())
