@@ -23,8 +23,8 @@ from shared.messages import JobRecord, JobRequest, Output, Succeeded, encode
 from shared.nats_bus import connect
 from shared.topology import ARCHIVE, JOBS, archive_key
 from tests.bench import report
-from tests.bench.service_process import ServiceProcess
 from tests.support.nats_server import NatsServer
+from tests.support.service_process import ServiceProcess
 
 METHOD = """
 One nats-server with file storage; `open` queued jobs in the bucket `jobs`, and `retained` ended ones in the bucket

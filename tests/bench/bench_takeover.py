@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
+import signal
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,10 +24,10 @@ from shared.nats_bus import connect
 from shared.settings import Settings
 from shared.topology import JOBS, LEADER, LEADER_KEY
 from tests.bench import report
-from tests.bench.service_process import ServiceProcess
 from tests.support.nats_server import NatsServer
 from tests.support.scheduling import REQUEST
 from tests.support.scripted_worker import ScriptedWorker
+from tests.support.service_process import ServiceProcess
 
 METHOD = """
 A real nats-server, two `python -m scheduler`, and one worker with room for every job. The leader is killed with
@@ -69,15 +69,14 @@ class House:
                         return name
                 await asyncio.sleep(0.05)
 
-    async def without_leader(self, end: Callable[[ServiceProcess], None]) -> float:
-        """End the leader; seconds until a job that is submitted at that moment is assigned."""
+    async def without_leader(self, end: signal.Signals) -> float:
+        """Send the leader that signal; seconds until a job that is submitted at that moment is assigned."""
         process = self._processes.pop(await self.leader())
         job = secrets.token_hex(16)
         stamp = Stamp(by="bench", at=time.time())
         record = born(JobRecord(id=job, request=REQUEST, payload_hash="", created_at=time.time()), stamp)
         began = time.perf_counter()
-        ending = asyncio.create_task(asyncio.to_thread(end, process))
-        await asyncio.sleep(0)
+        process.send(end)
         await self.bus.bucket(JOBS.name).create(job, encode(record))
         async with asyncio.timeout(BOUND_S):
             async for batch in self.bus.bucket(JOBS.name).follow(job):
@@ -85,7 +84,7 @@ class House:
                 if any(found.state is not State.QUEUED for found in seen):
                     break
         took = time.perf_counter() - began
-        await ending
+        await asyncio.to_thread(process.stop)
         return took
 
     def close(self) -> None:
@@ -103,7 +102,7 @@ async def measure(server: NatsServer, folder: Path, kills: int) -> dict[str, lis
     found: dict[str, list[float]] = {}
     try:
         await house.start()
-        for name, end in (("kill -9", ServiceProcess.kill), ("SIGTERM", ServiceProcess.stop)):
+        for name, end in (("kill -9", signal.SIGKILL), ("SIGTERM", signal.SIGTERM)):
             for _ in range(kills):
                 await house.leader()
                 await house.start()

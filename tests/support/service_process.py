@@ -65,6 +65,10 @@ class ServiceProcess:
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it that signal."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """``kill -9``."""
         self._process.kill()
