@@ -10,7 +10,6 @@ is not there either may be in the archive (see ``retained``).
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from gateway.broker_clock import BrokerClock
 from gateway.entries import decoded
 from gateway.fleet import Fleet, mean_step_s
-from gateway.index import MAX_LOOKED_AT, Filters, JobIndex, Place, QueueIndex
+from gateway.index import JobIndex, QueueIndex
 from gateway.problems import Problem, not_found
 from gateway.resolve import fits
 from gateway.retained import RetainedJobs
@@ -339,44 +338,6 @@ class Live:
         """How far the job's present attempt is."""
         progress = self._progress.get(record.id)
         return progress if concerns(progress, record) else None
-
-    async def page(
-        self, tenant: str, filters: Filters, after: Place | None, limit: int
-    ) -> tuple[list[JobRecord], Place | None]:
-        """At most ``limit`` jobs, newest first, and where the next page begins; None at the end. Raises
-        BusUnavailable: the page would show jobs of the archive."""
-        here, seen_here = self._page(tenant, filters, after, limit)
-        records = {Place(record.created_at, record.id): record for record in here}
-        there, seen_there = self.retained.newest(tenant, filters, after, limit)
-        # Of both it is known what there is down to here, and of one of them no further.
-        horizon = max((place for place in (seen_here, seen_there) if place is not None), default=None)
-        places = sorted({*records, *there}, reverse=True)
-        if horizon is not None:
-            places = [place for place in places if place >= horizon]
-        page = places[:limit]
-        archived = await self.retained.read(tenant, [place.id for place in page if place not in records])
-        found = [records.get(place) or archived.get(place.id) for place in page]
-        following = page[-1] if len(places) > limit else horizon
-        return [record for record in found if record is not None], following
-
-    def _page(
-        self, tenant: str, filters: Filters, after: Place | None, limit: int
-    ) -> tuple[list[JobRecord], Place | None]:
-        found: list[JobRecord] = []
-        last: Place | None = None
-        for place in itertools.islice(self.index.newest(tenant, filters, after), MAX_LOOKED_AT):
-            if len(found) == limit:
-                return found, last
-            last = place
-            record = self._jobs[place.id].record
-            if (
-                (not filters.states or record.state in filters.states)
-                and (not filters.model or record.request.model == filters.model)
-                and (not filters.task or record.request.task == filters.task)
-            ):
-                found.append(record)
-        more = last is not None and next(self.index.newest(tenant, filters, last), None) is not None
-        return found, last if more else None
 
     def place(self, record: JobRecord) -> QueueView:
         """A queued job's place among those of its model, and when a worker may take it.

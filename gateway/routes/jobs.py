@@ -9,7 +9,7 @@ from litestar import delete, get, patch, post
 from litestar.params import FromPath
 from litestar.response import Response
 
-from gateway import ids
+from gateway import ids, lists
 from gateway.auth import tenant_of
 from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
@@ -92,7 +92,7 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
         raise bus_down()
     filters = Filters(states=states, model=query.get("model", ""), task=query.get("task", ""))
     complete = gateway.live.retained.complete
-    records, last = await gateway.live.page(tenant_of(request), filters, after, limit)
+    records, last = await lists.page(gateway.live, tenant_of(request), filters, after, limit)
     views = tuple(gateway.live.view(record) for record in records)
     return answer(JobList(data=views, next=None if last is None else cursor(last), complete=complete))
 
