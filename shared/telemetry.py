@@ -7,6 +7,7 @@ strings are never logged.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
 import structlog
 
 from shared.settings import Settings
@@ -38,7 +40,7 @@ def configure(service: str, settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.dict_tracebacks,
     ]
-    as_json = structlog.processors.JSONRenderer()
+    as_json = structlog.processors.JSONRenderer(serializer=_json)
     structlog.configure(
         processors=[*common, as_json],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -60,6 +62,16 @@ def close() -> None:
     """Close the log file, if one is open; what is logged afterwards is lost."""
     while _opened:
         _opened.pop().close()
+
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+def _json(event: structlog.typing.EventDict, **_: object) -> str:
+    try:
+        return _encoder.encode(event).decode()
+    except (ValueError, TypeError):  # half a character, or a key that is no text
+        return json.dumps(event, default=repr)
 
 
 @contextmanager

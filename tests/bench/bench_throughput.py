@@ -293,11 +293,13 @@ async def measure(made: Stand, given: argparse.Namespace) -> tuple[list[Turn], l
     following = asyncio.create_task(seen.follow(bus))
     try:
         await _workers_are_there(bus, given.workers)
-        await sustained(made, seen, 480, given.window)  # warm
+        async with asyncio.timeout(60):
+            await sustained(made, seen, 480, given.window)  # warm
         most, calm = [], []
         for _ in range(given.turns):
-            most.append(await sustained(made, seen, given.jobs, given.window))
-            calm.append(await steady(made, seen, given.rate, given.seconds))
+            async with asyncio.timeout(120):
+                most.append(await sustained(made, seen, given.jobs, given.window))
+                calm.append(await steady(made, seen, given.rate, given.seconds))
             print(_line(most[-1], calm[-1]), flush=True)
         return most, calm
     finally:

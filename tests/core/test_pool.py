@@ -125,3 +125,9 @@ def test_indices_count_within_what_is_shown_already() -> None:
 def test_an_unknown_device_gets_every_vendors_variable() -> None:
     pool = Pool(model="m", device="auto", width=2, devices=(0, 1))
     assert set(visible_devices(pool, 2, 0, {})) == {"CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+def test_only_the_dummy_holds_several_jobs_at_once() -> None:
+    assert parse('model = "dummy"\ncapacity = 8').capacity == 8
+    with pytest.raises(PoolError, match="only the dummy"):
+        parse('model = "wan-demo"\ncapacity = 2')

@@ -129,7 +129,7 @@ async def test_a_job_runs_to_its_result(scene: Scene) -> None:
     assert (output.key, output.size, output.media_type, output.width) == ("job1/3/0.png", 7, "image/png", 64)
     assert output.sha256 == hashlib.sha256(b"picture").hexdigest()
     assert (await scene.house.state(WorkerState.IDLE)).held == ()
-    assert not list((scene.house.runtime_dir / "jobs").iterdir())
+    assert not scene.files_left()
 
 
 async def test_an_assignment_sent_again_is_accepted_and_runs_once(scene: Scene) -> None:

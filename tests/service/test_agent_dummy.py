@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from shared.clock import SystemClock
 from shared.lifecycle import Stamp, cancel
-from shared.messages import Accepted, Cancelled, Failed, Outcome, Reason, Succeeded, WorkerState
+from shared.messages import Accepted, Busy, Cancelled, Failed, Outcome, Reason, Returned, Succeeded, WorkerState
 from shared.settings import Settings
 from shared.topology import nudge_subject
 from tests.support.scripted_rank import INCARNATION, WORKER, AgentHouse, a_request, agent_house, until
@@ -71,11 +72,11 @@ def family(name: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+@asynccontextmanager
+async def _scene(tmp_path: Path, text: str) -> AsyncIterator[Scene]:
     path = tmp_path / "pool.toml"
-    path.write_text(POOL)
-    pool = parse(POOL)
+    path.write_text(text)
+    pool = parse(text)
     name = f"test-{secrets.token_hex(6)}"
     launcher = LocalLauncher(pool, path, tmp_path / "logs", name)
     settings = Settings(lease_s=1.0, drain_grace_s=0.0)
@@ -83,6 +84,12 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         await house.state(WorkerState.IDLE)
         yield Scene(house, name)
     assert family(name) == []
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with _scene(tmp_path, POOL) as scene:
+        yield scene
 
 
 async def test_a_job_runs_and_its_picture_is_in_the_store(scene: Scene) -> None:
@@ -206,3 +213,53 @@ child.wait()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     await until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, "the child is gone")
+
+
+SEVERAL = "capacity = 3\n" + POOL
+
+
+@pytest.fixture
+async def several(tmp_path: Path) -> AsyncIterator[Scene]:
+    """A dummy group that holds three jobs at once."""
+    async with _scene(tmp_path, SEVERAL) as scene:
+        yield scene
+
+
+async def test_one_engine_holds_several_jobs_at_once_and_no_more(several: Scene) -> None:
+    for job in ("job1", "job2", "job3"):
+        await several.begin(job, ENDLESS)
+    for job in ("job1", "job2", "job3"):
+        await several.stepping(job)
+    assert await several.house.send("job4") == Busy()
+    lease = await several.house.state(WorkerState.BUSY)
+    assert (lease.capacity, sorted(held.job for held in lease.held)) == (3, ["job1", "job2", "job3"])
+
+
+async def test_one_of_several_jobs_ends_and_the_others_go_on(several: Scene) -> None:
+    await several.begin("job1", ENDLESS)
+    await several.begin("job2", ENDLESS, run_timeout_s=0.3)
+    assert isinstance(await several.outcome("job3", {"step_ms": 1}), Succeeded)
+    outcome = (await several.house.result("job2")).outcome
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == Reason.RUN_TIMEOUT
+    assert several.house.result_now("job1") is None
+    assert isinstance(await several.outcome("job4", {"step_ms": 1}), Succeeded)
+
+
+async def test_a_job_that_poisons_the_group_costs_the_others_no_attempt(several: Scene) -> None:
+    await several.begin("job1", ENDLESS)
+    await several.stepping("job1")
+    outcome = await several.outcome("job2", {"fail": "device_error", "poison": 1, "step_ms": 1})
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == Reason.DEVICE_ERROR
+    assert (await several.house.result("job1")).outcome == Returned(reason=Reason.GROUP_LOST)
+    await several.serves("job3")
+
+
+async def test_a_drain_hands_back_all_of_several_jobs(several: Scene) -> None:
+    for job in ("job1", "job2"):
+        await several.begin(job, ENDLESS)
+        await several.stepping(job)
+    several.house.agent.stop()
+    for job in ("job1", "job2"):
+        assert (await several.house.result(job)).outcome == Returned(reason=Reason.WORKER_DRAINING)

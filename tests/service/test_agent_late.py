@@ -181,7 +181,8 @@ async def test_a_zombie_wakes_to_find_its_job_done_elsewhere(scene: Scene) -> No
     (Path(run.out_dir) / "0.bin").write_bytes(b"x")
     file = OutputFile(name="0.bin", media_type="x/y", width=0, height=0, num_frames=0, fps=0)
     scene.rank.say(Done(job="job1", epoch=1, files=(file,)))
-    await until(lambda: not list((scene.house.runtime_dir / "jobs").iterdir()))
+    jobs = scene.house.runtime_dir / "jobs"
+    await until(lambda: not [path for path in jobs.rglob("*") if path.is_file()])
     assert await scene.house.files("job1") == ["job1/1/0.bin"]
     scene.house.broker.mend("agent")
     await scene.files_go()

@@ -268,7 +268,7 @@ async def test_a_result_waits_for_the_broker_and_the_lease_holds_the_job_until_t
     run = await scene.run("job1")
     scene.house.broker.stop()
     scene.done(run)
-    await until(lambda: not list((scene.house.runtime_dir / "jobs").iterdir()))
+    await until(lambda: not scene.files_left())
     await scene.clock.advance(60)
     written: list[str] = []
 

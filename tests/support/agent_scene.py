@@ -34,6 +34,10 @@ class Scene:
         assert (frame.job, frame.epoch) == (job, epoch)
         return frame
 
+    def files_left(self) -> list[Path]:
+        """What lies in the folders of attempts."""
+        return [path for path in (self.house.runtime_dir / "jobs").rglob("*") if path.is_file()]
+
     def done(self, run: Run, **used: int) -> None:
         """Rank 0 answers with one file."""
         (Path(run.out_dir) / "0.png").write_bytes(b"picture")

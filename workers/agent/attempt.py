@@ -12,8 +12,6 @@ does not stop when asked is killed. The first reason to stop wins.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +31,7 @@ from shared.messages import (
     Succeeded,
 )
 from shared.telemetry import log
+from workers.agent.folders import Folders
 from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
 from workers.agent.orders import Stop
 from workers.agent.transfer import BadInput, BadOutput, fetch_inputs, store_outputs
@@ -67,13 +66,13 @@ class Attempt:
         artifacts: Artifacts,
         clock: Clock,
         stop_grace_s: float,
-        folder: Path,
+        folders: Folders,
         tell: Callable[[Progress], None],
         measured: Callable[[str, float], None],
     ) -> None:
         """
         Args:
-            folder: where its files go meanwhile; made and removed here.
+            folders: where its files go meanwhile.
             tell: called with the attempt's progress, as often as there is any.
             measured: called with the model and the seconds that a denoising step took.
         """
@@ -85,7 +84,7 @@ class Attempt:
         self._artifacts = artifacts
         self._clock = clock
         self._stop_grace_s = stop_grace_s
-        self._folder = folder
+        self._folders = folders
         self._tell = tell
         self._measured = measured
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
@@ -105,9 +104,9 @@ class Attempt:
     async def run(self) -> Outcome | None:
         """Its outcome; None if the job has gone on without this attempt and nobody wants to know."""
         timer = asyncio.ensure_future(self._time_out())
-        folder = self._folder
+        folder: Path | None = None
         try:
-            _make(folder)
+            folder = self._folders.take()
             return await self._outcome(folder)
         except _Interrupted:
             return self._stopped()
@@ -119,8 +118,8 @@ class Attempt:
             return _failed(Reason.ENGINE_ERROR, f"the worker could not keep the job's files: {error}")
         finally:
             timer.cancel()
-            if not _removed(folder, self._left):
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            if folder is not None:
+                await self._folders.give_back(folder, self._left)
 
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
@@ -227,28 +226,3 @@ async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:
 
 def _failed(reason: str, message: str, *, final: bool = False) -> Failed:
     return Failed(reason=reason, message=message[:MAX_MESSAGE], final=final)
-
-
-# Making and removing two folders and a file or two takes less time than the way to a thread and back; where more was
-# left, a thread does it.
-
-
-def _make(folder: Path) -> None:
-    try:
-        os.mkdir(folder, 0o700)
-    except FileNotFoundError:
-        os.makedirs(folder, 0o700)
-    os.mkdir(folder / "out")
-
-
-def _removed(folder: Path, left: list[str]) -> bool:
-    """Remove the folder if it holds no more than these outputs."""
-    out = f"{folder}/out"
-    try:
-        for name in left:
-            os.unlink(f"{out}/{name}")
-        os.rmdir(out)
-        os.rmdir(folder)
-    except OSError:
-        return False
-    return True

@@ -13,6 +13,7 @@ from shared.messages import Assign, Failed, Held, Outcome, Reason, Result
 from shared.telemetry import about, log
 from shared.topology import PROGRESS
 from workers.agent.attempt import Attempt
+from workers.agent.folders import Folders
 from workers.agent.group import Group
 from workers.agent.metrics import AgentMetrics
 from workers.agent.progress import ProgressRelay
@@ -63,7 +64,7 @@ class Work:
         self._metrics = metrics
         self._capacity = capacity
         self._stop_grace_s = stop_grace_s
-        self._work_dir = work_dir.absolute()
+        self._folders = Folders(work_dir)
         self._changed = changed
         #: One write of progress at a time: on a busy worker the jobs that end before their turn need none.
         self._telling = asyncio.Lock()
@@ -92,7 +93,7 @@ class Work:
             artifacts=self._artifacts,
             clock=self._clock,
             stop_grace_s=self._stop_grace_s,
-            folder=self._work_dir / f"{assign.job}.{assign.epoch}",
+            folders=self._folders,
             tell=relay.tell,
             measured=self._measured,
         )
