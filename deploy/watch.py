@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from deploy.client import Event, Gateway, ProgressView, Transition, Unreachable
-from shared.messages import TERMINAL, State
+from shared.messages import TERMINAL, Stage, State
 
 #: So long may the gateway be away while a job is watched.
 PATIENCE_S = 120.0
+#: What is counted in the stages that take long.
+_UNITS = {Stage.DENOISE.value: "step", Stage.DECODE.value: "frame"}
 _PAUSES_S = (0.2, 0.4, 0.8, 1.6, 2.0)
 
 
@@ -121,10 +123,11 @@ def words(name: str) -> str:
 
 
 def step_and_eta(progress: ProgressView) -> str:
-    """``step 3/8, 12 s left``, as far as it is known."""
+    """``step 3/8, 12 s left`` or ``frame 5/17``, as far as it is known."""
     parts = []
-    if progress.total_steps and progress.stage == "denoise":
-        parts.append(f"step {progress.step}/{progress.total_steps}")
+    unit = _UNITS.get(progress.stage)
+    if progress.total_steps and unit is not None:
+        parts.append(f"{unit} {progress.step}/{progress.total_steps}")
     if progress.eta_s is not None:
         parts.append(f"{duration(progress.eta_s)} left")
     return ", ".join(parts)

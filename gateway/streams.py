@@ -66,7 +66,7 @@ class Feed:
 
     def progressed(self, progress: Progress) -> None:
         """A worker said how far it is."""
-        event = progress_event(progress)
+        event = progress_event(progress, self.record.request.n)
         for subscriber in self.subscribers:
             subscriber.progress = event
             subscriber.wake.set()
@@ -136,7 +136,8 @@ class Streams:
         if feed is None:
             feed = self.feeds[job] = Feed(now.record)
         subscriber = Subscriber(next_index)
-        subscriber.progress = None if now.progress is None else progress_event(now.progress)
+        if now.progress is not None:
+            subscriber.progress = progress_event(now.progress, now.record.request.n)
         subscriber.queue = None if now.queue is None else queue_event(now.queue)
         feed.subscribers.add(subscriber)
         self.clients += 1

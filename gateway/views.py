@@ -47,6 +47,8 @@ _SHARES: dict[str, tuple[float, float]] = {
     Stage.MUX: (0.97, 0.99),
     Stage.UPLOADING: (0.99, 1.0),
 }
+#: Between these a job is as often as it has outputs; the stages outside are passed once.
+_PER_OUTPUT = (0.05, 0.99)
 _EXECUTING = (State.ASSIGNED, State.RUNNING, State.CANCELLING)
 
 
@@ -61,7 +63,7 @@ def job_view(record: JobRecord, progress: Progress | None, queue: QueueView | No
         priority=record.priority,
         created_at=record.created_at,
         request=request_view(record),
-        progress=progress_view(progress) if concerns(progress, record) else None,
+        progress=progress_view(progress, record.request.n) if concerns(progress, record) else None,
         queue=queue if record.state is State.QUEUED else None,
         outputs=output_views(record),
         error=error_view(record),
@@ -79,20 +81,31 @@ def concerns(progress: Progress | None, record: JobRecord) -> bool:
     return progress is not None and progress.epoch == record.epoch and record.state in _EXECUTING
 
 
-def progress_view(progress: Progress | None) -> ProgressView | None:
-    """How far it is, over all stages."""
+def progress_view(progress: Progress | None, outputs: int) -> ProgressView | None:
+    """How far a job of so many outputs is, over all stages."""
     if progress is None:
         return None
-    start, end = _SHARES.get(progress.stage, (0.0, 0.0))
-    within = min(1.0, progress.step / progress.total_steps) if progress.total_steps > 0 else 0.0
     return ProgressView(
         epoch=progress.epoch,
         stage=progress.stage,
         step=progress.step,
         total_steps=progress.total_steps,
         eta_s=progress.eta_s,
-        fraction=round(start + (end - start) * within, 4),
+        fraction=round(_fraction(progress, outputs), 4),
     )
+
+
+def _fraction(progress: Progress, outputs: int) -> float:
+    """Steps are counted over all outputs, which pass through the stages one after another."""
+    start, end = _SHARES.get(progress.stage, (0.0, 0.0))
+    total = max(1, progress.total_steps)
+    step = min(progress.step, total)
+    first, last = _PER_OUTPUT
+    if not first <= start < last:
+        return start + (end - start) * step / total
+    output = min(outputs - 1, step * outputs // total)
+    share = start + (end - start) * (step * outputs / total - output)
+    return first + ((last - first) * output + share - first) / outputs
 
 
 def request_view(record: JobRecord) -> RequestView:
@@ -187,9 +200,9 @@ def transition_event(record: JobRecord, entry: Transition) -> bytes:
     return b"event: transition\nid: %d\ndata: %s\n\n" % (entry.index, msgspec.json.encode(data))
 
 
-def progress_event(progress: Progress) -> bytes:
+def progress_event(progress: Progress, outputs: int) -> bytes:
     """The progress as a server-sent event, without an id: it is not resumed."""
-    return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress_view(progress))
+    return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress_view(progress, outputs))
 
 
 def queue_event(queue: QueueView) -> bytes:

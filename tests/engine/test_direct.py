@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shared.messages import Stage
 from tests.engine.requests import image_request, picture, request
 from workers.engine import noise_schedulers
-from workers.engine.course import Where
 from workers.engine.direct import Direct, DirectError, generate
-from workers.engine.progress import Pace, Report
 from workers.engine.stages import decode
 from workers.link import Broke, Done, Pulse, Refused, Stopped
 
@@ -141,22 +141,13 @@ def test_generate_loads_and_makes_or_says_why_not(checkpoints: Folders, tmp_path
         generate(folder, image_request(), {}, out(tmp_path, "b"))
 
 
-def test_the_eta_is_learnt_from_steps_and_decoding() -> None:
-    now = 0.0
-    pulses: list[Pulse] = []
-    pace = Pace()
-    asked = request(steps=4)
-
-    def report() -> Report:
-        return Report("j", 1, asked, pace, lambda: now, pulses.append, lambda: False)
-
-    first = report()
-    for step in range(4):
-        first.at(Where(Stage.DENOISE, step, 4))
-        now += 2.0
-    first.at(Where(Stage.DECODE, 4, 4))
-    assert [pulse.eta_s for pulse in pulses] == [None, 6.0, 4.0, 2.0, 0.0]
-    pace.finished(asked, {"decode_s": 3.0})
-    report().at(Where(Stage.ENCODE_TEXT, 0, 4))
-    assert pulses[-1].eta_s == 4 * 2.0 + 3.0
-    assert pulses[-1].step_s == pace.last_step_s == 2.0
+def test_weights_that_are_not_numbers_break_the_job_and_not_the_group(checkpoints: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints("wan21-t2v"), tmp_path / "nan")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["proj_out.bias"] *= float("nan")
+    save_file(tensors, weights)
+    broke = Direct(folder).run(request(task="text-to-image", num_frames=1), {}, out(tmp_path, "a"))
+    assert isinstance(broke, Broke)
+    assert (broke.reason, broke.poisoned) == ("engine_error", False)
+    assert "not finite" in broke.message

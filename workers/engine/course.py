@@ -19,7 +19,8 @@ from workers.engine.errors import AgreedFailure, JobError, OutOfMemory, StoppedA
 
 
 class Where(Struct, frozen=True):
-    """Where a job is: ``step`` of ``total_steps`` denoising steps done."""
+    """Where a job is: ``step`` of ``total_steps`` done, counted over all outputs of the job and in the stage's own
+    unit: denoising steps, frames decoded, files completed. A stage is told before its work, so never at its total."""
 
     stage: Stage
     step: int
@@ -87,9 +88,10 @@ class Course:
             AgreedFailure: ``failure`` was given on this rank or another.
         """
         self._listener.at(Where(stage, step, total_steps))
-        self._settle(failure, step)
+        self.settle(step, failure)
 
-    def _settle(self, failure: JobError | None, step: int) -> None:
+    def settle(self, step: int, failure: JobError | None = None) -> None:
+        """As ``boundary`` before that denoising step, with nothing to tell."""
         mine = failure.failure() if failure is not None else None
         stop, agreed = self._unison.gate(self._listener.should_stop(), mine)
         if agreed is not None:
@@ -117,4 +119,4 @@ class Course:
             if not self._is_out_of_memory(error):
                 raise
             failure = OutOfMemory(str(error))
-        self._settle(failure, step)
+        self.settle(step, failure)

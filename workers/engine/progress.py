@@ -14,23 +14,21 @@ _WEIGHT = 0.4
 
 
 class Pace:
-    """Seconds per denoising step and per decoded pixel, learnt over the life of a group.
-
-    Steps are remembered per size of job, because their cost is not proportional to it; decoding is.
-    """
+    """Seconds per denoising step and per output's end, decode and mux, learnt over the life of a group and remembered
+    per size of job: neither is proportional to it."""
 
     def __init__(self) -> None:
         self._step_s: dict[tuple[int, int, int, bool], float] = {}
-        self._decode_s_per_pixel: float | None = None
+        self._end_s: dict[tuple[int, int, int], float] = {}
         self.last_step_s: float | None = None
 
     def step_s(self, request: JobRequest) -> float | None:
         """Seconds per step for jobs of that size; None if none has run."""
         return self._step_s.get(_size(request))
 
-    def decode_s(self, request: JobRequest) -> float:
-        """Seconds from the last step of one output to its file; 0 if unknown."""
-        return (self._decode_s_per_pixel or 0.0) * _pixels(request)
+    def end_s(self, request: JobRequest) -> float | None:
+        """Seconds from the last step of one output of that size to its file; None if none has been made."""
+        return self._end_s.get(_frame_size(request))
 
     def stepped(self, request: JobRequest, seconds: float) -> None:
         """A step took that long."""
@@ -39,7 +37,7 @@ class Pace:
     def finished(self, request: JobRequest, used: Used) -> None:
         """A job of that request is done."""
         per_output = float(used.get("decode_s", 0.0)) / request.n
-        self._decode_s_per_pixel = _mix(self._decode_s_per_pixel, per_output / _pixels(request))
+        self._end_s[_frame_size(request)] = _mix(self.end_s(request), per_output)
 
 
 class Report:
@@ -68,6 +66,9 @@ class Report:
         self._job, self._epoch, self._request, self._pace = job, epoch, request, pace
         self._clock, self._send, self._should_stop = clock, send, should_stop
         self._before: tuple[Where, float] | None = None
+        #: Of the output being decoded: when that began, and the first pulse after frames came out.
+        self._decoding_since = 0.0
+        self._first_frames: tuple[int, float] | None = None
 
     def should_stop(self) -> bool:
         """As ``Listener.should_stop``."""
@@ -76,11 +77,9 @@ class Report:
     def at(self, where: Where) -> None:
         """As ``Listener.at``."""
         now = self._clock()
-        if self._before is not None:
-            last, since = self._before
-            if last.stage == Stage.DENOISE and where.step == last.step + 1:
-                self._pace.stepped(self._request, now - since)
+        self._measure(where, now)
         self._before = (where, now)
+        eta_s = self._eta(where, now)
         self._send(
             Pulse(
                 job=self._job,
@@ -88,26 +87,65 @@ class Report:
                 stage=where.stage,
                 step=where.step,
                 total_steps=where.total_steps,
-                eta_s=self._eta(where),
+                eta_s=None if eta_s is None else round(eta_s, 3),
                 step_s=self._pace.step_s(self._request),
             )
         )
 
-    def _eta(self, where: Where) -> float | None:
-        step_s = self._pace.step_s(self._request)
-        if step_s is None:
+    def _measure(self, where: Where, now: float) -> None:
+        last, since = self._before if self._before is not None else (None, now)
+        denoised = last is not None and last.stage == Stage.DENOISE
+        if last is not None and denoised and (where.stage == Stage.DECODE or where.step == last.step + 1):
+            self._pace.stepped(self._request, now - since)
+        if where.stage != Stage.DECODE:
+            return
+        if last is None or last.stage != Stage.DECODE:
+            self._decoding_since, self._first_frames = now, None
+        elif self._first_frames is None:
+            self._first_frames = (where.step, now)
+
+    def _eta(self, where: Where, now: float) -> float | None:
+        """Seconds to the end of the job, as far as its parts have been measured. An output's end that never was is
+        taken for one step: of the published models a step takes between one and ten times as long."""
+        request = self._request
+        step_s, end_s = self._pace.step_s(request), self._pace.end_s(request)
+        usual = end_s if end_s is not None else step_s
+        match where.stage:
+            case Stage.DECODE:
+                output = where.step // request.num_frames
+                this = self._decoding_left(where, now, usual)
+            case Stage.MUX:
+                output = where.step
+                this = None if end_s is None else max(0.0, end_s - (now - self._decoding_since))
+            case _:
+                output = where.step // request.steps
+                left = (output + 1) * request.steps - where.step
+                this = None if step_s is None or usual is None else left * step_s + usual
+        following = request.n - 1 - output
+        if following == 0 or this is None:
+            return this
+        if step_s is None or usual is None:
             return None
-        left = where.total_steps - where.step
-        outputs = -(-left // self._request.steps) if left else 1
-        return left * step_s + outputs * self._pace.decode_s(self._request)
+        return this + following * (request.steps * step_s + usual)
+
+    def _decoding_left(self, where: Where, now: float, usual: float | None) -> float | None:
+        """Seconds to the end of this output: by what it usually takes, but not less than the frames that are left take
+        at the speed of this time's. The first frames do not count: Wan's first latent frame is one, the others four."""
+        expected = None if usual is None else max(0.0, usual - (now - self._decoding_since))
+        if self._first_frames is None or where.step == self._first_frames[0]:
+            return expected
+        frames, since = self._first_frames
+        left = self._request.num_frames - where.step % self._request.num_frames
+        seen = (now - since) / (where.step - frames) * left
+        return seen if self._pace.end_s(self._request) is None or expected is None else max(seen, expected)
 
 
 def _size(request: JobRequest) -> tuple[int, int, int, bool]:
-    return (request.width, request.height, request.num_frames, request.guidance_scale > 1.0)
+    return (*_frame_size(request), request.guidance_scale > 1.0)
 
 
-def _pixels(request: JobRequest) -> int:
-    return request.width * request.height * request.num_frames
+def _frame_size(request: JobRequest) -> tuple[int, int, int]:
+    return (request.width, request.height, request.num_frames)
 
 
 def _mix(known: float | None, measured: float) -> float:

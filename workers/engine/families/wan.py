@@ -264,7 +264,9 @@ class Wan:
                     sequence.cache.step = state.step
                 state = denoise.advance(state, plan, model, request.guidance_scale, place)
                 yield state
-        course.boundary(Stage.DECODE, done + state.step, total, _not_finite(state))
+        output = done // request.steps
+        course.reach(Stage.DECODE, output * request.num_frames, request.n * request.num_frames)
+        course.settle(done + state.step, _not_finite(state))
 
     def _model(self, conditions: Conditions) -> denoise.Model:
         """The denoiser with its conditions; of two experts the one for the timestep's noise level."""
@@ -301,15 +303,15 @@ class Wan:
     def _decode(self, job: Job, index: int, latents: Tensor, course: Course, done: int) -> list[OutputFile]:
         """Frames go to the file as they come out of the VAE; on other ranks than 0 there is nothing to write, and
         without a split nothing to decode. Errors of rank 0's own work are agreed on before the next latent frame."""
-        request, total = job.request, job.request.steps * job.request.n
-        split = self._vae_split(job)
+        request, split = job.request, self._vae_split(job)
         chunks = decode.frames(self._vae, latents, split) if job.out_dir is not None or split is not None else iter(())
         output: Output | None = None
         with course.agreed(done):
             if job.out_dir is not None:
                 output = Output(job.out_dir, index, request.width, request.height, request.num_frames, request.fps)
         try:
-            for _ in range(latents.shape[2]):
+            written, chunk_count = 0, latents.shape[2]
+            for number in range(chunk_count):
                 if split is not None:
                     frames = next(chunks)
                 with course.agreed(done):
@@ -318,8 +320,11 @@ class Wan:
                     # Taken out of the list, so that none lives on while the next latent frame is decoded.
                     while output is not None and frames:
                         output.write(frames.pop(0))
-                course.reach(Stage.DECODE, done, total)
-            course.reach(Stage.MUX, done, total)
+                        written += 1
+                if number + 1 < chunk_count:
+                    decoded = index * request.num_frames + written
+                    course.reach(Stage.DECODE, decoded, request.n * request.num_frames)
+            course.reach(Stage.MUX, index, request.n)
             with course.agreed(done):
                 files = [output.close()] if output is not None else []
         except BaseException:
