@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from workers.engine.devices.cpu import is_host_memory
 from workers.engine.errors import PeersLost
 
 
@@ -22,4 +23,6 @@ def collective() -> Iterator[None]:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
+        if is_host_memory(error):
+            raise
         raise PeersLost(str(error)) from error
