@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from workers.engine import catalog, checkpoint
 from workers.engine.devices.base import Device
 from workers.engine.families.base import Family
-from workers.engine.loading import OnLoading, load
 from workers.engine.parallel.mesh import Mesh
 from workers.pool import Pool
+
+if TYPE_CHECKING:
+    from workers.engine.loading import OnLoading
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,11 +24,13 @@ def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = l
     Raises:
         CannotLoad: see ``checkpoint.read`` and ``loading.load``.
     """
-    from workers.engine.families.wan import Wan
-
     folder, catalogued = catalog.locate(pool.model)
     found = checkpoint.read(folder)
     card = catalog.served_card(pool, found, catalogued)
+    # After the folder was read, because it takes seconds: a checkpoint that cannot be served is named at once.
+    from workers.engine.families.wan import Wan
+    from workers.engine.loading import load
+
     dtype = _DTYPES.get(pool.dtype, device.dtype)
     components = load(found, device.torch_device, dtype, on_loading)
     return Wan(found, components, card, pool, device, mesh)

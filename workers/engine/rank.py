@@ -15,18 +15,16 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from shared.errors import GenfleetError
 from shared.messages import Reason
 from workers import link
 from workers.engine import devices
-from workers.link import Cancel, CannotLoad, Frame, FromAgent, Hello, Loading, Pulse, Quit, Ready, Run
+from workers.engine.agent_link import AgentLink
+from workers.link import CannotLoad, Hello, Loading, Pulse, Quit, Ready
 from workers.pool import Pool
 from workers.pool import read as read_pool
 
@@ -38,56 +36,6 @@ if TYPE_CHECKING:
 #: Seconds between signs of life while there is nothing to do.
 IDLE_BEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
-
-
-class AgentLink:
-    """Rank 0's end of the link: sends frames, queues runs, and remembers which job is cancelled."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(str(path))
-        self._cancelled: set[tuple[str, int]] = set()
-        self.frames: queue.Queue[Run | Quit] = queue.Queue()
-
-    def send(self, frame: Frame) -> None:
-        """Send one frame; the process ends if the agent is gone."""
-        try:
-            self._socket.sendall(link.pack(frame))
-        except OSError:
-            _vanish()
-
-    def listen(self) -> None:
-        """Read frames for ever, in a thread."""
-        threading.Thread(target=self._read, name="link", daemon=True).start()
-
-    def is_cancelled(self, run: Run) -> bool:
-        """Whether the agent asked to stop that run."""
-        return (run.job, run.epoch) in self._cancelled
-
-    def answered(self, run: Run) -> None:
-        """That run has its answer: a cancel for it means nothing any more."""
-        self._cancelled.discard((run.job, run.epoch))
-
-    def _read(self) -> None:
-        try:
-            while True:
-                self._take(link.receive_from_agent(self._socket))
-        except GenfleetError:
-            _vanish()
-
-    def _take(self, frame: FromAgent) -> None:
-        match frame:
-            case Run() | Quit():
-                self.frames.put(frame)
-            case Cancel(job=job, epoch=epoch):
-                self._cancelled.add((job, epoch))
-            case _:
-                assert_never(frame)
-
-
-def _vanish() -> None:
-    """The agent is gone: there is nobody to answer to, and a collective may be in the way of an orderly end."""
-    os._exit(1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -274,12 +222,13 @@ def leave_failure(folder: Path, rank: int, error: Exception) -> None:
     if isinstance(error, JobError):
         reason = Reason(error.reason)
     elif "torch" in sys.modules:
-        from workers.engine.devices.base import Device
+        from workers.engine.devices.cpu import Cpu
 
-        anything = Device()
-        if anything.is_out_of_memory(error):
+        # Torch's types say it for every kind of device, and the host knows its own memory's errors.
+        host = Cpu()
+        if host.is_out_of_memory(error):
             reason = Reason.OUT_OF_MEMORY
-        elif anything.is_sticky(error):
+        elif host.is_sticky(error):
             reason = Reason.DEVICE_ERROR
     told = json.dumps({"rank": rank, "reason": reason, "message": attempt.first_line(error)})
     draft = folder / f"failure.{rank}.tmp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,20 @@ class Made(Struct, frozen=True):
 
     files: tuple[OutputFile, ...]
     used: Used
+
+
+class Laps:
+    """The seconds that a job's parts took, by the names that ``Made.used`` has for them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What was done since the last lap was that part."""
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 4)
+        self._last = now
 
 
 class Family(Protocol):

@@ -5,7 +5,6 @@ The way of a job, each line a stage: encode text → encode image → denoise �
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +18,8 @@ from workers.engine.checkpoint import Checkpoint
 from workers.engine.course import Course
 from workers.engine.devices.base import Device
 from workers.engine.errors import NotFinite, NotServed
-from workers.engine.families import wan_parallel
-from workers.engine.families.base import Job, Made, Used
+from workers.engine.families import ending, wan_parallel
+from workers.engine.families.base import Job, Laps, Made, Used
 from workers.engine.loading import Components
 from workers.engine.media import Picture
 from workers.engine.parallel import layouts
@@ -28,7 +27,6 @@ from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import decode, denoise, encode_image
 from workers.engine.stages.encode_text import TextEncoder
-from workers.engine.stages.mux import Output
 from workers.link import OutputFile
 from workers.pool import Pool
 
@@ -148,13 +146,13 @@ class Wan:
         """As ``Family.run``. ``used`` says the layout, the stages' seconds and the seeds."""
         request = job.request
         total = request.steps * request.n
-        timer = _Timer()
+        laps = Laps()
         course.boundary(Stage.ENCODE_TEXT, 0, total)
         texts = self.texts(request, course)
-        timer.lap("encode_text_s")
+        laps.lap("encode_text_s")
         course.reach(Stage.ENCODE_IMAGE, 0, total)
         conditions = self.conditions(job, texts, course)
-        timer.lap("encode_image_s")
+        laps.lap("encode_image_s")
         files: list[OutputFile] = []
         for index in range(request.n):
             done = index * request.steps
@@ -164,9 +162,9 @@ class Wan:
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
             cache.clear()
-            timer.lap("denoise_s")
-            files += self._decode(job, index, state.latents, course, done + request.steps)
-            timer.lap("decode_s")
+            laps.lap("denoise_s")
+            files += ending.finish(self._vae, state.latents, self._vae_split(job), job, index, course)
+            laps.lap("decode_s")
         used: Used = {
             "cfg_size": job.layout.cfg,
             "ulysses_size": job.layout.ulysses,
@@ -175,7 +173,7 @@ class Wan:
             "device": self._device.kind,
             "ranks": self._mesh.world,
             "cached_steps": reused_steps(request.cache, request.steps),
-            **timer.laps,
+            **laps.seconds,
         }
         return Made(tuple(files), used)
 
@@ -293,57 +291,11 @@ class Wan:
 
         return denoiser
 
-    # --- decode and mux ------------------------------------------------------------------------------------------
-
     def _vae_split(self, job: Job) -> WidthSplit | None:
         columns = job.request.width // self._checkpoint.vae.scale_factor_spatial
         usable = job.layout.vae_parallel and self._split is not None and self._split.divides(columns)
         return self._split if usable else None
 
-    def _decode(self, job: Job, index: int, latents: Tensor, course: Course, done: int) -> list[OutputFile]:
-        """Frames go to the file as they come out of the VAE; on other ranks than 0 there is nothing to write, and
-        without a split nothing to decode. Errors of rank 0's own work are agreed on before the next latent frame."""
-        request, split = job.request, self._vae_split(job)
-        chunks = decode.frames(self._vae, latents, split) if job.out_dir is not None or split is not None else iter(())
-        output: Output | None = None
-        with course.agreed(done):
-            if job.out_dir is not None:
-                output = Output(job.out_dir, index, request.width, request.height, request.num_frames, request.fps)
-        try:
-            written, chunk_count = 0, latents.shape[2]
-            for number in range(chunk_count):
-                if split is not None:
-                    frames = next(chunks)
-                with course.agreed(done):
-                    if split is None:
-                        frames = next(chunks, [])
-                    # Taken out of the list, so that none lives on while the next latent frame is decoded.
-                    while output is not None and frames:
-                        output.write(frames.pop(0))
-                        written += 1
-                if number + 1 < chunk_count:
-                    decoded = index * request.num_frames + written
-                    course.reach(Stage.DECODE, decoded, request.n * request.num_frames)
-            course.reach(Stage.MUX, index, request.n)
-            with course.agreed(done):
-                files = [output.close()] if output is not None else []
-        except BaseException:
-            if output is not None:
-                output.abandon()
-            raise
-        return files
-
 
 def _not_finite(state: denoise.DenoiseState) -> NotFinite | None:
     return None if denoise.is_finite(state) else NotFinite(f"not finite: the latents after step {state.step}")
-
-
-class _Timer:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 4)
-        self._last = now
