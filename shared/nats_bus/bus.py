@@ -278,7 +278,7 @@ class NatsBus:
         """Probe until the connection breaks or is good for nothing."""
         broken, failed = asyncio.Event(), 0
         connection.wakes.add(broken)
-        while not connection.lost and failed < _PROBES_FAILED:
+        while not self._closed and not connection.lost and failed < _PROBES_FAILED:
             try:
                 async with asyncio.timeout(PROBE_S):
                     await broken.wait()

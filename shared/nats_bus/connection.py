@@ -140,7 +140,7 @@ class Connection:
         self._waiting[token] = answer
         limit = loop.call_later(timeout_s, self._give_up, token)
         try:
-            await self._client.publish(subject, payload, reply=self._inbox + token, headers=headers)
+            await self._send(subject, payload, self._inbox + token, headers)
             message = await answer
         except NatsError as error:
             raise BusUnavailable(str(error)) from error
@@ -182,9 +182,17 @@ class Connection:
         if self.lost:
             raise BusUnavailable
         try:
-            await self._client.publish(subject, payload, reply=reply)
+            await self._send(subject, payload, reply, None)
         except NatsError as error:
             raise BusUnavailable(str(error)) from error
+
+    async def _send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
+        """Publish. nats-py swallows a cancellation that meets it waiting for room to write; it is raised here."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        await self._client.publish(subject, payload, reply=reply, headers=headers)
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
     async def listen(self, subject: str, take: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Call ``take`` with each message of the subject, one after the other.
