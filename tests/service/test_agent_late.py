@@ -10,7 +10,7 @@ import pytest
 from shared.bus import Entry
 from shared.lifecycle import Stamp, assign, cancel, fail, fold, requeue, run
 from shared.messages import Accepted, JobRecord, Succeeded, WorkerState, encode
-from shared.topology import JOBS
+from shared.topology import ARCHIVE, JOBS, archive_key
 from tests.support.clock import FakeClock
 from tests.support.scripted_rank import (
     INCARNATION,
@@ -158,6 +158,19 @@ async def test_files_go_when_the_record_is_gone_soon_after_the_result(scene: Sce
     await scene.finish(run)
     await scene.house.bus.bucket(JOBS.name).delete("job1")
     await scene.files_go()
+
+
+async def test_files_stay_when_the_record_is_in_the_archive_however_soon(scene: Scene) -> None:
+    """This machine was suspended after its result, and its monotonic clock with it."""
+    run, record = await scene.begin()
+    await scene.finish(run)
+    result = scene.house.result_now("job1")
+    assert result is not None
+    folded = fold(record, 1, result.outcome, result.ran_s, STAMP)
+    assert folded is not None
+    await scene.house.bus.bucket(ARCHIVE.name).create(archive_key(record.tenant, "job1"), encode(folded))
+    await scene.house.bus.bucket(JOBS.name).delete("job1")
+    assert await scene.files_after(100) == ["job1/1/0.bin"]
 
 
 async def test_files_stay_when_the_record_is_gone_much_later_for_it_may_be_archived(scene: Scene) -> None:

@@ -3,7 +3,8 @@
 The result is put until the bus says that it is there: an idempotent write of one key that only this agent writes.
 Afterwards the agent watches the job's record. If that has gone on without this attempt (the lease was taken while a
 machine slept, say), the files are nobody's, and go. They go only on proof: a record that is gone proves it only soon
-after the result, because a finished job's record is archived some minutes later.
+after the result, because a finished job's record is archived some minutes later, and only if it is not in the archive,
+because this machine may have been suspended, and its clock with it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import ArtifactError, BucketFull, BusError, BusUnavailable
-from shared.messages import Failed, Reason, Result, encode
+from shared.messages import DEFAULT_TENANT, Failed, Reason, Result, encode
 from shared.telemetry import about, log
-from shared.topology import JOBS, RESULTS, result_key
+from shared.topology import ARCHIVE, JOBS, RESULTS, archive_key, result_key
 from workers.agent.orders import Standing, standing
 
 #: Seconds between tries, doubling up to the second.
@@ -37,6 +38,7 @@ _log = log(__name__)
 class _Watched:
     job: str
     epoch: int
+    tenant: str
     since: float
 
 
@@ -46,6 +48,7 @@ class Results:
     def __init__(self, bus: Bus, artifacts: Artifacts, clock: Clock) -> None:
         self._results = bus.bucket(RESULTS.name)
         self._jobs = bus.bucket(JOBS.name)
+        self._archive = bus.bucket(ARCHIVE.name)
         self._artifacts = artifacts
         self._clock = clock
         self._watched: dict[tuple[str, int], _Watched] = {}
@@ -55,9 +58,9 @@ class Results:
         """Attempts of which it is not known yet what became of them."""
         return len(self._watched)
 
-    def watch(self, job: str, epoch: int) -> None:
+    def watch(self, job: str, epoch: int, tenant: str = DEFAULT_TENANT) -> None:
         """This attempt has files in the store, or soon will: see what becomes of it."""
-        self._watched[job, epoch] = _Watched(job, epoch, self._clock.monotonic())
+        self._watched[job, epoch] = _Watched(job, epoch, tenant, self._clock.monotonic())
         while len(self._watched) > MAX_WATCHED:
             del self._watched[next(iter(self._watched))]
 
@@ -93,6 +96,10 @@ class Results:
     async def _look_after(self, watched: _Watched) -> None:
         try:
             found = standing(await self._jobs.get(watched.job), watched.epoch)
+            if found is Standing.GONE:
+                archived = await self._archive.get(archive_key(watched.tenant, watched.job))
+                if archived is not None:
+                    found = standing(archived, watched.epoch)
         except BusUnavailable:
             return
         sure = self._clock.monotonic() - watched.since <= ARCHIVED_AFTER_S

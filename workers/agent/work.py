@@ -118,7 +118,7 @@ class Work:
             self._metrics.attempt_seconds.observe(ran_s)
             _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
             if attempt.stored:
-                self._results.watch(assign.job, assign.epoch)
+                self._results.watch(assign.job, assign.epoch, assign.tenant)
             self.delivering += 1
             if outcome is not None:
                 await self._results.deliver(
