@@ -4,7 +4,7 @@ submits stop well before that."""
 from __future__ import annotations
 
 from gateway.live import Live
-from gateway.problems import Problem
+from gateway.problems import FieldError, Problem
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import BusError
@@ -42,8 +42,13 @@ class Admission:
         """A write was refused for want of room: believe it until the next look."""
         self._full = True
 
-    def check(self) -> None:
-        """Raises the refusal when no more is taken."""
+    def check(self, tenant: str) -> None:
+        """Raises the refusal when no more is taken, of anybody or of this tenant."""
+        limit = self._live.operators.limits(tenant).max_queued
+        if limit is not None and self._live.queue.waiting[tenant] >= limit:
+            text = f"at most {limit} of this tenant's jobs may wait at once" if limit else "this tenant may queue none"
+            field = FieldError(field="max_queued", message=text)
+            raise Problem(429, f"max_queued: {text}", errors=(field,), retry_after_s=_RETRY_AFTER_S if limit else None)
         if self._full or len(self._live.queue) >= self._settings.max_queued:
             raise self.refusal()
 

@@ -16,7 +16,7 @@ from gateway.changes import Changes
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.parts import Gateway
-from gateway.routes import events, fleet, health, jobs, outputs
+from gateway.routes import events, fleet, health, jobs, operators, outputs
 from gateway.submit import Submissions
 from shared.artifacts import Artifacts
 from shared.bus import Bus
@@ -61,6 +61,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             *events.HANDLERS,
             *outputs.HANDLERS,
             *fleet.HANDLERS,
+            *operators.HANDLERS,
             *health.HANDLERS,
         ],
         lifespan=[lifespan],

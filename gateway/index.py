@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -123,55 +123,78 @@ def _entries(record: JobRecord) -> frozenset[_Entry]:
 
 
 class QueueIndex:
-    """Queued jobs in the order in which they are served: by priority, and first come first served within one."""
+    """Queued jobs by model and tenant, in the order in which a tenant's are served (see ``docs/scheduling.md``)."""
 
-    def __init__(self) -> None:
-        self._queued: dict[str, SortedList] = defaultdict(SortedList)
+    def __init__(self, ageing_s: float) -> None:
+        self._ageing_s = ageing_s
+        self._queued: dict[str, dict[str, SortedList]] = {}
+        self._counts: dict[str, Counter[str]] = {}
         self._steps: Counter[str] = Counter()
         self.priorities: Counter[int] = Counter()
         self._executing: dict[str, dict[str, JobRecord]] = defaultdict(dict)
+        #: By tenant: jobs that wait, and jobs that workers hold.
+        self.waiting: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
 
     def add(self, record: JobRecord) -> None:
-        model = record.request.model
+        model, tenant = record.request.model, record.tenant
         if record.state is State.QUEUED:
-            self._queued[model].add(_order(record))
+            lanes = self._queued.setdefault(model, {})
+            lane = lanes.get(tenant)
+            if lane is None:
+                lane = lanes[tenant] = SortedList()
+            lane.add(self._order(record))
+            self._counts.setdefault(model, Counter())[tenant] += 1
             self._steps[model] += _steps(record)
             self.priorities[record.priority] += 1
+            self.waiting[tenant] += 1
         elif record.state in (State.ASSIGNED, State.RUNNING, State.CANCELLING):
             self._executing[model][record.id] = record
+            self.running[tenant] += 1
 
     def remove(self, record: JobRecord) -> None:
-        model = record.request.model
+        model, tenant = record.request.model, record.tenant
         if record.state is State.QUEUED:
-            self._queued[model].remove(_order(record))
+            lanes = self._queued[model]
+            lanes[tenant].remove(self._order(record))
+            self._counts[model][tenant] -= 1
             self._steps[model] -= _steps(record)
             self.priorities[record.priority] -= 1
-            if not self._queued[model]:
-                del self._queued[model], self._steps[model]
+            self.waiting[tenant] -= 1
+            if not lanes[tenant]:
+                del lanes[tenant], self._counts[model][tenant]
+            if not lanes:
+                del self._queued[model], self._counts[model], self._steps[model]
         else:
             executing = self._executing.get(model)
-            if executing is not None and executing.pop(record.id, None) is not None and not executing:
-                del self._executing[model]
+            if executing is not None and executing.pop(record.id, None) is not None:
+                self.running[tenant] -= 1
+                if not executing:
+                    del self._executing[model]
 
     def ahead(self, record: JobRecord) -> int:
-        """How many queued jobs of its model go before it: O(log n)."""
-        return int(self._queued[record.request.model].bisect_left(_order(record)))
+        """How many queued jobs of its model and tenant go before it: O(log n)."""
+        lane = self._queued.get(record.request.model, {}).get(record.tenant)
+        return 0 if lane is None else int(lane.bisect_left(self._order(record)))
+
+    def tenants(self, model: str) -> Mapping[str, int]:
+        """How many jobs wait for the model, by tenant."""
+        return self._counts.get(model, {})
 
     def mean_steps(self, model: str) -> float:
         """Denoising steps of the model's queued jobs, on average."""
-        queued = self._queued.get(model)
-        return self._steps[model] / len(queued) if queued else 0.0
+        queued = sum(self.tenants(model).values())
+        return self._steps[model] / queued if queued else 0.0
 
     def executing(self, model: str) -> tuple[JobRecord, ...]:
         """The model's jobs that workers hold."""
         return tuple(self._executing.get(model, {}).values())
 
     def __len__(self) -> int:
-        return sum(len(queued) for queued in self._queued.values())
+        return self.waiting.total()
 
-
-def _order(record: JobRecord) -> tuple[int, float, str]:
-    return -record.priority, record.created_at, record.id
+    def _order(self, record: JobRecord) -> tuple[float, str]:
+        return record.created_at - record.priority * self._ageing_s, record.id
 
 
 def _steps(record: JobRecord) -> int:

@@ -16,28 +16,27 @@ from dataclasses import dataclass, replace
 
 from gateway.broker_clock import BrokerClock
 from gateway.entries import decoded
-from gateway.fleet import Fleet, mean_step_s
+from gateway.fleet import Fleet
 from gateway.index import JobIndex, QueueIndex
+from gateway.operators import Operators
 from gateway.problems import Problem, not_found
-from gateway.resolve import fits
 from gateway.retained import RetainedJobs
 from gateway.schema import JobView, QueueView
 from gateway.streams import Feed, Now, Streams
 from gateway.views import concerns, job_view
+from gateway.waiting import Waiting
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.errors import BusUnavailable
 from shared.messages import (
     TERMINAL,
     JobRecord,
-    Parallel,
     Progress,
     State,
-    WorkerLease,
 )
 from shared.settings import Settings
 from shared.telemetry import log
-from shared.topology import ARCHIVE, DELETED, JOBS, MODELS, PROGRESS, WORKERS
+from shared.topology import ARCHIVE, CONTROL, DELETED, JOBS, MODELS, PROGRESS, WORKERS
 
 _LOG = log(__name__)
 
@@ -47,7 +46,7 @@ _REMEMBERED_DELETIONS = 10_000
 _QUEUE_PERIOD_S = 1.0
 _FOLLOW_AGAIN_S = 1.0
 #: What must have been read before jobs are taken and listed.
-_NEEDED = {MODELS.name, WORKERS.name, PROGRESS.name, JOBS.name}
+_NEEDED = {MODELS.name, WORKERS.name, PROGRESS.name, CONTROL.name, JOBS.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,11 @@ class Live:
         self.fleet = Fleet(bus, clock, self.broker_clock)
         self.streams = Streams()
         self.index = JobIndex()
-        self.queue = QueueIndex()
+        self.queue = QueueIndex(settings.ageing_s)
+        self.operators = Operators(bus, clock)
+        self.waiting = Waiting(
+            self.fleet, self.queue, self.operators, settings, clock, self.progress_of, self._since_written
+        )
         self.retained = RetainedJobs(bus, clock)
         self._jobs: dict[str, Known] = {}
         self._deleted: OrderedDict[str, int] = OrderedDict()
@@ -88,6 +91,7 @@ class Live:
             (MODELS.name, self.fleet.on_models),
             (WORKERS.name, self.fleet.on_workers),
             (PROGRESS.name, self._on_progress),
+            (CONTROL.name, self.operators.on_control),
             (JOBS.name, self._on_jobs),
         )
         loops = [self._follow(name, take) for name, take in buckets]
@@ -218,6 +222,7 @@ class Live:
             self.index.move(before.record, record)
             self.queue.remove(before.record)
         self.queue.add(record)
+        self.waiting.changed(record)
         if record.state in TERMINAL:
             self._progress.pop(record.id, None)
         feed = self.streams.feed(record.id)
@@ -340,36 +345,9 @@ class Live:
         return progress if concerns(progress, record) else None
 
     def place(self, record: JobRecord) -> QueueView:
-        """A queued job's place among those of its model, and when a worker may take it.
+        """A queued job's place, why it waits there, and when a worker may take it."""
+        return self.waiting.view(record)
 
-        The estimate is the work before it (what runs, by its own progress where it tells, and what is queued, by
-        measured step times) spread over the workers that serve the model; None where nothing has been measured.
-        """
-        model = record.request.model
-        ahead = self.queue.ahead(record)
-        serving = self.fleet.serving(model)
-        asked = record.request.parallel
-        why = "next" if ahead == 0 else "jobs_ahead"
-        if not serving:
-            why = "worker_starting" if self.fleet.starting(model) else "no_worker"
-        elif asked != Parallel() and not any(fits(asked, layout) for lease in serving for layout in lease.layouts):
-            why = "layout_unavailable"
-        eta_s = self._eta_s(model, ahead, serving) if why in ("next", "jobs_ahead") else None
-        return QueueView(position=ahead + 1, eta_s=eta_s, why=why)
-
-    def _eta_s(self, model: str, ahead: int, serving: list[WorkerLease]) -> float | None:
-        executing = self.queue.executing(model)
-        slots = max(1, sum(lease.capacity for lease in serving))
-        if ahead == 0 and len(executing) < slots:
-            return 0.0
-        step_s = mean_step_s(model, serving)
-        if step_s is None:
-            return None
-        running = sum(self._remaining(busy, step_s) for busy in executing)
-        return round((running + ahead * step_s * self.queue.mean_steps(model)) / slots, 1)
-
-    def _remaining(self, record: JobRecord, step_s: float) -> float:
-        progress = self.progress_of(record)
-        if progress is not None and progress.eta_s is not None:
-            return progress.eta_s
-        return record.request.steps * record.request.n * step_s
+    def _since_written(self, job: str) -> float:
+        known = self._jobs.get(job)
+        return 0.0 if known is None else self.broker_clock.since(known.timestamp)

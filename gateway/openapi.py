@@ -20,6 +20,9 @@ Json = dict[str, Any]
 _STRUCTS = (
     schema.SubmitBody,
     schema.PatchBody,
+    schema.ReasonBody,
+    schema.LimitsBody,
+    schema.LimitsView,
     schema.JobView,
     schema.JobList,
     schema.FileView,
@@ -42,7 +45,7 @@ _SAYS = {
     415: "The body's type is not taken here.",
     416: "The range lies outside the file.",
     422: "A field has a value that cannot be served; `errors` names it.",
-    429: "The queue is full; come back after `Retry-After` seconds.",
+    429: "The queue is full, or the tenant has its limit (`errors` names it); come back after `Retry-After` seconds.",
     503: "The message bus does not answer: whether the request took effect is unknown. Try again after `Retry-After`.",
 }
 
@@ -114,6 +117,10 @@ def _submit_body(components: Json) -> Json:
 
 
 _PATCH_BODY: Json = {"required": True, "content": {"application/json": {"schema": _ref(schema.PatchBody)}}}
+_REASON_BODY: Json = {"required": False, "content": {"application/json": {"schema": _ref(schema.ReasonBody)}}}
+_LIMITS_BODY: Json = {"required": True, "content": {"application/json": {"schema": _ref(schema.LimitsBody)}}}
+_WORKER: Json = {"name": "worker", "in": "path", "required": True, "schema": _TEXT, "description": "a worker's name"}
+_TENANT: Json = {"name": "tenant", "in": "path", "required": True, "schema": _TEXT, "description": "a tenant's name"}
 _FILE_BODY: Json = {
     "required": True,
     "content": {
@@ -196,6 +203,17 @@ def operations(components: Json) -> tuple[Operation, ...]:
             problems=(404, 410, 503),
         ),
         Operation(
+            method="post",
+            path="/v1/jobs/{job_id}/retry",
+            name="retry_job",
+            tag="jobs",
+            summary="Make a new job with the request of one that has ended; `retry_of` names it.",
+            parameters=(_ID, _KEY),
+            answers={202: view},
+            problems=(404, 409, 410, 422, 429, 503),
+        ),
+        *_operators(),
+        Operation(
             method="get",
             path="/v1/jobs/{job_id}/events",
             name="watch_job",
@@ -262,6 +280,71 @@ def operations(components: Json) -> tuple[Operation, ...]:
             summary="The gateway can take jobs now.",
             answers={200: schema.HealthView},
             problems=(503,),
+        ),
+    )
+
+
+def _operators() -> tuple[Operation, ...]:
+    """What operators do. There is no authentication yet."""
+    refused = (400, 413, 415, 422, 503)
+    queue, workers = schema.QueueTotals, schema.WorkerList
+    deeds = (
+        ("/v1/queue/hold", "hold_queue", "Give out no more jobs; submits are still taken.", queue, _REASON_BODY),
+        ("/v1/queue/release", "release_queue", "Give out jobs again.", queue, None),
+    )
+    of_worker = (
+        ("drain", "Give a worker no more jobs, over its restarts, until it is resumed.", _REASON_BODY),
+        ("resume", "Give a worker jobs again: ends a drain and a quarantine.", None),
+    )
+    limits = "/v1/tenants/{tenant}/limits"
+    return (
+        *(
+            Operation(
+                method="post",
+                path=path,
+                name=name,
+                tag="operators",
+                summary=summary,
+                body=body,
+                answers={200: shown},
+                problems=(503,) if body is None else refused,
+            )
+            for path, name, summary, shown, body in deeds
+        ),
+        *(
+            Operation(
+                method="post",
+                path=f"/v1/workers/{{worker}}/{deed}",
+                name=f"{deed}_worker",
+                tag="operators",
+                summary=summary,
+                parameters=(_WORKER,),
+                body=body,
+                answers={200: workers},
+                problems=(404, 503) if body is None else (404, *refused),
+            )
+            for deed, summary, body in of_worker
+        ),
+        Operation(
+            method="get",
+            path=limits,
+            name="get_limits",
+            tag="operators",
+            summary="What a tenant may have, and has.",
+            parameters=(_TENANT,),
+            answers={200: schema.LimitsView},
+            problems=(422,),
+        ),
+        Operation(
+            method="put",
+            path=limits,
+            name="set_limits",
+            tag="operators",
+            summary="Replace a tenant's share and limits.",
+            parameters=(_TENANT,),
+            body=_LIMITS_BODY,
+            answers={200: schema.LimitsView},
+            problems=refused,
         ),
     )
 

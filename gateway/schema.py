@@ -85,6 +85,32 @@ class PatchBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Priority
 
 
+class ReasonBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why an operator does something; shown to others."""
+
+    reason: Annotated[str, Meta(max_length=200)] = ""
+
+
+class LimitsBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant may have: its share's weight (1 is usual), and how many jobs may wait, and be at workers, at once;
+    null is no limit of its own, 0 is none at all."""
+
+    weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
+    max_queued: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    max_running: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+
+
+class LimitsView(Struct, frozen=True, kw_only=True):
+    """What a tenant may have, and what it has."""
+
+    tenant: str
+    weight: float
+    max_queued: int | None
+    max_running: int | None
+    queued: int
+    running: int
+
+
 class InputView(Struct, frozen=True, kw_only=True):
     """An input file of a job."""
 
@@ -133,12 +159,16 @@ class ProgressView(Struct, frozen=True, kw_only=True):
 
 
 class QueueView(Struct, frozen=True, kw_only=True):
-    """Where a queued job stands among those of its model (1 is next), when it may start, and what it waits for:
-    `next`, `jobs_ahead`, `no_worker`, `worker_starting` or `layout_unavailable`."""
+    """Where a queued job stands among those of its model if every tenant has its share (1 is next), in how many seconds
+    it may start and how far such estimates were off of late, and what it waits for: `next`, `jobs_ahead`, `held`,
+    `tenant_limit`, `backing_off`, `no_worker`, `worker_starting`, `layout_unavailable`, `workers_drained` or
+    `workers_quarantined`; `message` says it to people."""
 
     position: int
     eta_s: float | None
     why: str
+    eta_error_s: float | None = None
+    message: str = ""
 
 
 class OutputView(Struct, frozen=True, kw_only=True):
@@ -194,6 +224,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     waited_s: float | None
     ran_s: float | None
     used: dict[str, str | int | float | bool]
+    #: The job whose request this one repeats.
+    retry_of: str | None = None
 
 
 class JobList(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -275,6 +307,16 @@ class ModelList(Struct, frozen=True, kw_only=True):
     data: tuple[ModelView, ...]
 
 
+class QuarantineView(Struct, frozen=True, kw_only=True):
+    """So many jobs failed there one after the other, the last for `reason`: it gets none for `rest_s` seconds, then one
+    on probation."""
+
+    failures: int
+    rest_s: float
+    reason: str
+    message: str
+
+
 class WorkerView(Struct, frozen=True, kw_only=True):
     """A worker; `state` is its own word, or `lost` when it has not renewed its lease for two lease times."""
 
@@ -294,6 +336,10 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     loaded: float
     detail: str
     renewed_s: float
+    #: An operator has drained it, and why; the scheduler trusts it no more, and why.
+    drained: bool = False
+    drain_reason: str = ""
+    quarantine: QuarantineView | None = None
 
 
 class WorkerList(Struct, frozen=True, kw_only=True):
@@ -311,6 +357,9 @@ class QueueTotals(Struct, frozen=True, kw_only=True):
     open: int
     retained: int
     max_queued: int
+    #: An operator holds the queue: jobs are taken and none is given out.
+    held: bool = False
+    hold_reason: str = ""
 
 
 class VersionView(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists
 from shared.lifecycle import Stamp, born, is_own_write
-from shared.messages import Input, JobRecord, ModelCard, decode, encode
+from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
 from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import JOBS, input_key
@@ -92,7 +92,7 @@ class Submissions:
                     raise
         try:
             record = self._record(job, tenant, body, inputs, digest)
-            self._admission.check()
+            self._admission.check(tenant)
         except (Problem, InvalidRequest):
             # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
             earlier = await self._peek(job, tenant, digest) if key is not None else None
@@ -103,6 +103,47 @@ class Submissions:
             await upload.store(self._artifacts, tenant)
         with about(job, 0):
             return await self._create(record)
+
+    async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
+        """A new job with the request of one that has ended: a job itself ends exactly once.
+
+        Raises:
+            Problem: 404, 409 (it has not ended, or its input files are gone), 410, 422 (the key), 429 or 503.
+        """
+        old = (await self._live.find(job, tenant)).record
+        if old.state not in TERMINAL:
+            raise Problem(409, f"the job is {old.state}: it can be retried once it has ended", job=job)
+        made = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
+        digest = hashlib.sha256(f"retry {old.id}".encode()).hexdigest()
+        if key is not None:
+            earlier = await self._peek(made, tenant, digest)
+            if earlier is not None:
+                return earlier
+        self._admission.check(tenant)
+        for given in (old.request.image, old.request.last_image, old.request.video):
+            if given is not None:
+                try:
+                    # Written again, as in ``_stored``: it is in use from now on.
+                    await self._artifacts.put(given.key, self._artifacts.read(given.key))
+                except ArtifactNotFound:
+                    raise Problem(409, "the job's input files are gone: submit it anew", job=job) from None
+        now = self._clock.wall()
+        record = JobRecord(
+            id=made,
+            request=old.request,
+            payload_hash=digest,
+            created_at=now,
+            tenant=tenant,
+            priority=old.priority,
+            start_deadline_s=old.start_deadline_s,
+            run_timeout_s=old.run_timeout_s,
+            max_attempts=old.max_attempts,
+            metadata=old.metadata,
+            webhook_url=old.webhook_url,
+            retry_of=old.id,
+        )
+        with about(made, 0):
+            return await self._create(born(record, Stamp(by=self._name, at=now)))
 
     async def _create(self, record: JobRecord) -> JobRecord:
         bucket = self._bus.bucket(JOBS.name)

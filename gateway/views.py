@@ -16,6 +16,7 @@ from gateway.schema import (
     OutputView,
     ParallelBody,
     ProgressView,
+    QuarantineView,
     QueueView,
     RequestView,
     TransitionView,
@@ -34,7 +35,9 @@ from shared.messages import (
     Stage,
     State,
     Transition,
+    WorkerControl,
     WorkerLease,
+    WorkerQuarantine,
 )
 
 #: Where each stage begins and ends in a job's whole, 0 to 1. Denoising is nearly all of it.
@@ -73,6 +76,7 @@ def job_view(record: JobRecord, progress: Progress | None, queue: QueueView | No
         waited_s=record.waited_s,
         ran_s=record.ran_s,
         used=record.used,
+        retry_of=record.retry_of,
     )
 
 
@@ -221,8 +225,15 @@ def layout_view(layout: Layout) -> LayoutView:
     )
 
 
-def worker_view(lease: WorkerLease, state: str, renewed_s: float) -> WorkerView:
-    """A worker, whose lease was last renewed that long ago."""
+def worker_view(
+    lease: WorkerLease,
+    state: str,
+    renewed_s: float,
+    control: WorkerControl | None = None,
+    quarantine: WorkerQuarantine | None = None,
+) -> WorkerView:
+    """A worker, whose lease was last renewed that long ago, and what was decided about it."""
+    drained = control is not None and control.drained
     return WorkerView(
         id=lease.worker,
         incarnation=lease.incarnation,
@@ -240,6 +251,16 @@ def worker_view(lease: WorkerLease, state: str, renewed_s: float) -> WorkerView:
         loaded=lease.loaded,
         detail=lease.detail,
         renewed_s=round(renewed_s, 1),
+        drained=drained,
+        drain_reason=control.reason if control is not None and drained else "",
+        quarantine=None
+        if quarantine is None
+        else QuarantineView(
+            failures=quarantine.failures,
+            rest_s=quarantine.rest_s,
+            reason=quarantine.reason,
+            message=quarantine.message,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from litestar import get
 from litestar.response import Response
 
 from gateway.fleet import mean_step_s
-from gateway.parts import AnyRequest, answer, gateway_of
+from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.schema import ModelList, QueueTotals, WorkerList
 from gateway.views import model_view, worker_view
 from shared.messages import TERMINAL
@@ -26,28 +26,44 @@ async def models(request: AnyRequest) -> Response[bytes]:
 @get("/v1/workers")
 async def workers(request: AnyRequest) -> Response[bytes]:
     """Every worker heard of."""
-    live = gateway_of(request).live
-    return answer(WorkerList(data=tuple(worker_view(lease, state, at) for lease, state, at in live.fleet.workers())))
+    return answer(worker_views(gateway_of(request)))
+
+
+def worker_views(gateway: Gateway, only: str | None = None) -> WorkerList:
+    """The workers heard of, or that one alone."""
+    operators = gateway.live.operators
+    return WorkerList(
+        data=tuple(
+            worker_view(lease, state, at, operators.workers.get(lease.worker), operators.quarantines.get(lease.worker))
+            for lease, state, at in gateway.live.fleet.workers()
+            if only in (None, lease.worker)
+        )
+    )
 
 
 @get("/v1/queue")
 async def queue(request: AnyRequest) -> Response[bytes]:
     """The queue in numbers."""
+    return answer(queue_totals(request))
+
+
+def queue_totals(request: AnyRequest) -> QueueTotals:
+    """The queue in numbers, and whether it is held."""
     gateway = gateway_of(request)
     live = gateway.live
     states = {str(state): count for state, count in sorted(live.index.states.items()) if count}
     priorities = {str(level): count for level, count in sorted(live.queue.priorities.items()) if count}
     ended = sum(live.index.states[state] for state in TERMINAL)
     retained = sum(states.values())
-    return answer(
-        QueueTotals(
-            states=states,
-            queued_by_priority=priorities,
-            queued=len(live.queue),
-            open=retained - ended,
-            retained=retained,
-            max_queued=gateway.settings.max_queued,
-        )
+    return QueueTotals(
+        states=states,
+        queued_by_priority=priorities,
+        queued=len(live.queue),
+        open=retained - ended,
+        retained=retained,
+        max_queued=gateway.settings.max_queued,
+        held=live.operators.queue.held,
+        hold_reason=live.operators.queue.reason,
     )
 
 

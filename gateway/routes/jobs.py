@@ -113,6 +113,15 @@ async def cancel(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     return answer(gateway.live.view(record), 200 if record.state in TERMINAL else 202)
 
 
+@post("/v1/jobs/{job_id:str}/retry", status_code=202)
+async def retry(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
+    """Make a new job with the request of one that has ended."""
+    gateway = gateway_of(request)
+    key = ids.idempotency_key(request.headers.get("idempotency-key"))
+    record = await gateway.submissions.retry(ids.parse(job_id), tenant_of(request), key)
+    return answer(gateway.live.view(record), 202, {"Location": f"/v1/jobs/{record.id}"})
+
+
 @patch("/v1/jobs/{job_id:str}")
 async def change(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """Give a queued job another priority."""
@@ -130,4 +139,4 @@ async def remove(request: AnyRequest, job_id: FromPath[str]) -> None:
     await gateway.changes.delete(ids.parse(job_id), tenant_of(request))
 
 
-HANDLERS = [submit, show, show_all, cancel, change, remove]
+HANDLERS = [submit, show, show_all, cancel, retry, change, remove]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +54,7 @@ many = st.lists(records, max_size=20, unique_by=lambda record: record.id)
 @settings(max_examples=60)
 @given(before=many, states=st.lists(st.sampled_from(State), min_size=20, max_size=20), dropped=st.integers(0, 20))
 def test_an_index_is_what_a_scan_would_find(before: list[JobRecord], states: list[State], dropped: int) -> None:
-    index, queue = JobIndex(), QueueIndex()
+    index, queue = JobIndex(), QueueIndex(ageing_s=600.0)
     for record in before:
         index.add(record)
         queue.add(record)
@@ -91,14 +93,21 @@ def test_an_index_is_what_a_scan_would_find(before: list[JobRecord], states: lis
     queued = [record for record in kept if record.state is State.QUEUED]
     assert len(queue) == len(queued)
     for record in queued:
-        rank = (-record.priority, record.created_at, record.id)
         same = [other for other in queued if other.request.model == record.request.model]
-        assert queue.ahead(record) == sum((-o.priority, o.created_at, o.id) < rank for o in same)
+        own = [other for other in same if other.tenant == record.tenant]
+        assert queue.ahead(record) == sum(_rank(other) < _rank(record) for other in own)
+        assert queue.tenants(record.request.model)[record.tenant] == len(own)
         assert queue.mean_steps(record.request.model) == sum(o.request.steps for o in same) / len(same)
+    assert queue.waiting == Counter(record.tenant for record in queued)
     held = (State.ASSIGNED, State.RUNNING, State.CANCELLING)
+    assert queue.running == Counter(record.tenant for record in kept if record.state in held)
     for model in ("a", "b"):
         executing = {record.id for record in kept if record.state in held and record.request.model == model}
         assert {record.id for record in queue.executing(model)} == executing
+
+
+def _rank(record: JobRecord) -> tuple[float, str]:
+    return record.created_at - record.priority * 600.0, record.id
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=40))

@@ -18,6 +18,9 @@ from tests.support.memory_bus import MemoryBroker
 
 HEARTBEAT_S = 5.0
 
+#: What a queued job says while no worker is there.
+NOBODY = {"eta_s": None, "eta_error_s": None, "why": "no_worker", "message": "no worker serves wan-demo"}
+
 
 @pytest.fixture
 async def gw(broker: MemoryBroker, tmp_path: Path) -> AsyncIterator[GatewayUnderTest]:
@@ -190,10 +193,10 @@ async def test_a_waiting_client_hears_its_place(gw: GatewayUnderTest, fleet: Fle
     second = await gw.submit()
     stream = gw.stream(str(second["id"]))
     await stream.event()
-    assert await stream.event() == ("queue", None, {"position": 2, "eta_s": None, "why": "no_worker"})
+    assert await stream.event() == ("queue", None, {"position": 2, **NOBODY})
     await gw.client.post(f"/v1/jobs/{first['id']}/cancel")
     await gw.clock.advance(1.0)
-    assert await stream.event() == ("queue", None, {"position": 1, "eta_s": None, "why": "no_worker"})
+    assert await stream.event() == ("queue", None, {"position": 1, **NOBODY})
     await gw.clock.advance(3.0)
     await gw.client.post(f"/v1/jobs/{second['id']}/cancel")
     rest = await stream.events("queue", "transition")

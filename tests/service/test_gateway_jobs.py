@@ -224,10 +224,11 @@ async def test_the_eta_comes_from_measured_steps(gw: GatewayUnderTest, fleet: Fl
     for _ in range(3):
         waiting.append((await gw.submit(steps=10))["id"])
         await gw.clock.advance(0.01)
+    ahead = "{} of this model go before it"
     assert [(await gw.view(str(job)))["queue"] for job in waiting] == [
-        {"position": 1, "eta_s": 3.0, "why": "next"},
-        {"position": 2, "eta_s": 5.5, "why": "jobs_ahead"},
-        {"position": 3, "eta_s": 8.0, "why": "jobs_ahead"},
+        {"position": 1, "eta_s": 3.0, "eta_error_s": 0.0, "why": "next", "message": ""},
+        {"position": 2, "eta_s": 5.5, "eta_error_s": 0.0, "why": "jobs_ahead", "message": ahead.format(1)},
+        {"position": 3, "eta_s": 8.0, "eta_error_s": 0.0, "why": "jobs_ahead", "message": ahead.format(2)},
     ]
 
 
@@ -262,6 +263,8 @@ async def test_the_queue_in_numbers(gw: GatewayUnderTest, fleet: Fleet) -> None:
         "open": 2,
         "retained": 3,
         "max_queued": 100_000,
+        "held": False,
+        "hold_reason": "",
     }
 
 

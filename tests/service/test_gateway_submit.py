@@ -299,7 +299,14 @@ async def test_without_any_model_a_submit_is_told_to_come_back(broker: MemoryBro
 async def test_an_unknown_model_may_wait_if_so_set(broker: MemoryBroker, tmp_path: Path) -> None:
     async with gateway(broker, tmp_path, Settings(unknown_model="queue", default_model="wan-14b")) as gw:
         view = await gw.submit()
-        assert (view["model"], view["queue"]) == ("wan-14b", {"position": 1, "eta_s": None, "why": "no_worker"})
+        assert view["model"] == "wan-14b"
+        assert view["queue"] == {
+            "position": 1,
+            "eta_s": None,
+            "eta_error_s": None,
+            "why": "no_worker",
+            "message": "no worker serves wan-14b",
+        }
 
 
 async def test_of_several_models_one_must_be_named(gw: GatewayUnderTest, fleet: Fleet) -> None:

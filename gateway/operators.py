@@ -1,0 +1,136 @@
+"""What operators want of the whole fleet: a held queue, drained workers, tenants' limits. Durable in the bucket
+``control``, which the scheduler follows too; every gateway shows the same.
+
+There are no keys yet, so whoever reaches the gateway is an operator.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from gateway.problems import bus_down, not_found
+from shared.bus import Batch, Bus, Entry
+from shared.clock import Clock
+from shared.errors import BusUnavailable
+from shared.messages import (
+    Control,
+    Message,
+    QueueControl,
+    TenantLimits,
+    WorkerControl,
+    WorkerQuarantine,
+    encode,
+)
+from shared.telemetry import log
+from shared.topology import CONTROL, QUEUE_CONTROL, quarantine_control, tenant_control, worker_control
+
+_LOG = log(__name__)
+_controls: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
+
+
+class Operators:
+    """Filled by the follower of ``control``.
+
+    Attributes:
+        queue: whether the queue is held, and why.
+        workers, tenants, quarantines: by name, what is not as usual.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._revisions: dict[str, int] = {}
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self.queue = QueueControl()
+        self.workers: dict[str, WorkerControl] = {}
+        self.tenants: dict[str, TenantLimits] = {}
+        self.quarantines: dict[str, WorkerQuarantine] = {}
+
+    def limits(self, tenant: str) -> TenantLimits:
+        """What that tenant may have."""
+        return self.tenants.get(tenant) or TenantLimits(tenant=tenant)
+
+    def takes_jobs(self, worker: str) -> bool:
+        """Whether the worker is neither drained nor in quarantine."""
+        return worker not in self.quarantines and not self.drained(worker)
+
+    def drained(self, worker: str) -> bool:
+        """Whether an operator has drained the worker."""
+        return worker in self.workers and self.workers[worker].drained
+
+    # --- what the follower brings ------------------------------------------------------------------------------------
+
+    def on_control(self, batch: Batch) -> None:
+        """Entries of ``control``."""
+        if batch.reset:
+            self._revisions.clear()
+            self._forget_all()
+        for entry in batch.entries:
+            self._take(entry)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.value is None or entry.revision <= self._revisions.get(entry.key, 0):
+            return
+        try:
+            control = _controls.decode(entry.value)
+        except msgspec.MsgspecError as error:
+            _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
+            return
+        self._revisions[entry.key] = entry.revision
+        match control:
+            case QueueControl():
+                self.queue = control
+            case WorkerControl(worker=worker):
+                self.workers[worker] = control
+            case TenantLimits(tenant=tenant):
+                self.tenants[tenant] = control
+            case WorkerQuarantine(worker=worker, failures=0):
+                self.quarantines.pop(worker, None)
+            case WorkerQuarantine(worker=worker):
+                self.quarantines[worker] = control
+
+    # --- what operators say ------------------------------------------------------------------------------------------
+
+    async def hold(self, reason: str) -> None:
+        """Give out no more jobs; those at workers go on. Raises ``Problem`` 503."""
+        await self._put(QUEUE_CONTROL, QueueControl(held=True, reason=reason, at=self._clock.wall()))
+
+    async def release(self) -> None:
+        """Give out jobs again. Raises ``Problem`` 503."""
+        await self._put(QUEUE_CONTROL, QueueControl(at=self._clock.wall()))
+
+    async def drain(self, worker: str, reason: str, *, known: bool) -> None:
+        """Give that worker no more jobs, over its restarts; what it has it finishes.
+
+        Raises:
+            Problem: 404 if no such worker was ever heard of, or 503.
+        """
+        self._check(worker, known)
+        control = WorkerControl(worker=worker, drained=True, reason=reason, at=self._clock.wall())
+        await self._put(worker_control(worker), control)
+
+    async def resume(self, worker: str, *, known: bool) -> None:
+        """Give that worker jobs again, whatever a drain or a quarantine says. Raises as ``drain``."""
+        self._check(worker, known)
+        await self._put(worker_control(worker), WorkerControl(worker=worker, at=self._clock.wall()))
+        await self._put(quarantine_control(worker), WorkerQuarantine(worker=worker, at=self._clock.wall()))
+
+    async def limit(self, limits: TenantLimits) -> None:
+        """Give a tenant these limits. Raises ``Problem`` 503."""
+        await self._put(tenant_control(limits.tenant), replace(limits, at=self._clock.wall()))
+
+    def _check(self, worker: str, known: bool) -> None:
+        if not (known or worker in self.workers or worker in self.quarantines):
+            raise not_found("no such worker")
+
+    async def _put(self, key: str, control: Message) -> None:
+        value = encode(control)
+        try:
+            revision = await self._bus.bucket(CONTROL.name).put(key, value)
+        except BusUnavailable:
+            raise bus_down() from None
+        self._take(Entry(key, value, revision, 0.0))
+        _LOG.info("an operator has spoken", key=key, control=value.decode())
