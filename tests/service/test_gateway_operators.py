@@ -82,6 +82,7 @@ async def test_hold_and_release(gw: GatewayUnderTest, fleet: Fleet) -> None:
     assert (answer.json()["held"], answer.json()["hold_reason"]) == (True, "new drivers")
     assert (await control(gw, QUEUE_CONTROL, QueueControl)).held
     assert await why(gw, job) == ("held", "new drivers")
+    await gw.clock.advance(0.01)
     later = (await gw.submit())["id"]
     assert await why(gw, later) == ("held", "new drivers")
     answer = await gw.client.post("/v1/queue/release")
@@ -212,7 +213,9 @@ async def test_a_limit_of_zero_says_that_none_may_wait(gw: GatewayUnderTest, fle
 async def test_a_job_says_that_it_waits_for_its_tenants_limit(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await fleet.lease()
     await gw.client.put("/v1/tenants/default/limits", json={"max_running": 1})
-    first, second = (await gw.submit())["id"], (await gw.submit())["id"]
+    first = (await gw.submit())["id"]
+    await gw.clock.advance(0.01)
+    second = (await gw.submit())["id"]
     await fleet.run(first)
     assert await why(gw, second) == ("tenant_limit", "at most 1 jobs may be at workers at once (max_running)")
     await gw.client.put("/v1/tenants/default/limits", json={"max_running": 0})
@@ -237,7 +240,10 @@ async def test_a_job_that_failed_says_when_it_is_tried_again(gw: GatewayUnderTes
 
 async def test_a_place_counts_what_other_tenants_get_meanwhile(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await fleet.lease(state=WorkerState.BUSY)
-    jobs = [(await gw.submit())["id"] for _ in range(3)]
+    jobs = []
+    for _ in range(3):
+        jobs.append((await gw.submit())["id"])
+        await gw.clock.advance(0.01)
     record = await fleet.record(jobs[0])
     for number in range(5):
         other = replace(record, id=f"{number:032x}", tenant="other")
