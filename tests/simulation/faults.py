@@ -30,6 +30,9 @@ _PRETENCES: tuple[tuple[int, dict[str, float | str]], ...] = (
     (1, {"hang_at": 2}),
     (1, {"deaf": 1}),
 )
+#: Each of them once.
+PRETENCES = tuple(pretence for _, pretence in _PRETENCES)
+
 _WIDTHS = (None, None, None, 1, 2)
 
 

@@ -188,7 +188,7 @@ class SimLoop(asyncio.BaseEventLoop):
                     active.pop()
             else:
                 return asyncio.Handle(lambda: None, (), self, Context())
-            if not handle._cancelled:  # type: ignore[attr-defined]
+            if not handle._cancelled:
                 return handle
 
     def _surprise(self, context: dict[str, Any]) -> None:

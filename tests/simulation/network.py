@@ -63,11 +63,13 @@ class Broker(MemoryBroker):
 
     Attributes:
         ahead: seconds by which its clock is off.
-        jumped: it was ever set forward.
+        forward: it was ever set forward, so that what was written before seems old to a process that starts later.
+        jumped_at: when it was last set; what is read while contact is young is dated by it.
     """
 
     ahead = 0.0
-    jumped = False
+    forward = False
+    jumped_at = float("-inf")
 
     def now(self) -> float:
         return super().now() + self.ahead
@@ -75,7 +77,8 @@ class Broker(MemoryBroker):
     def jump(self, seconds: float) -> None:
         """Somebody sets its clock."""
         self.ahead += seconds
-        self.jumped = self.jumped or seconds > 0
+        self.forward = self.forward or seconds > 0
+        self.jumped_at = self.clock.monotonic()
 
 
 class Network:

@@ -18,6 +18,8 @@ from tests.support.memory_bus import Write
 
 #: Seconds by which clocks and hops may make a start deadline seem met early.
 _EARLY_S = 1.0
+#: Seconds after a jump of the broker's clock during which a job that comes may be dated wrongly.
+_JUMP_S = 15.0
 _OWNERS = {spec.name: spec.owners for spec in BUCKETS}
 
 
@@ -171,7 +173,8 @@ class Witness:
             if not isinstance(outcome, Succeeded) or outcome.outputs != after.outputs:
                 self.breaks(f"{job} succeeded with what no worker reported at epoch {after.epoch}")
         reason = after.failure.reason if after.failure is not None else ""
-        if reason == Reason.START_DEADLINE_EXCEEDED and not self._broker.jumped:
+        dated = not self._broker.forward and self._born[job] > self._broker.jumped_at + _JUMP_S
+        if reason == Reason.START_DEADLINE_EXCEEDED and (dated or self._broker.jumped_at < 0):
             age = self._now() - self._born[job]
             if after.start_deadline_s is None or age < after.start_deadline_s * 0.99 - _EARLY_S:
                 self.breaks(f"{job} expired after {age:.1f} s of {after.start_deadline_s} s")
