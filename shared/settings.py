@@ -75,10 +75,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quarantine_s: Seconds = 60.0
     #: A leader that is silent for so long is replaced by a standby.
     leader_lease_s: Seconds = 3.0
-    #: A job's record moves from the queue's bucket to the archive so long after its end. Workers rely on two minutes.
-    archive_after_s: Annotated[float, Meta(ge=120)] = 300.0
+    #: A job's record moves from the queue's bucket to the archive so long after its end.
+    archive_after_s: Seconds = 300.0
     #: How long the marker that an archived job leaves in the queue's bucket is kept for followers that are late.
-    marker_ttl_s: Annotated[float, Meta(ge=300)] = 900.0
+    marker_ttl_s: Annotated[float, Meta(ge=60)] = 900.0
     #: Ended jobs and their files are kept for so many days, and so many of each tenant.
     retain_days: Annotated[float, Meta(gt=0)] = 30.0
     retain_count: Count = 100_000
