@@ -54,9 +54,13 @@ class Artifacts:
     are none), and ``ArtifactError`` when the store fails (full, unreachable, forbidden).
     """
 
+    #: Where the keys lie, if it is a folder.
+    _folder = ""
+
     def __init__(self, store: LocalStore | S3Store) -> None:
         self._store = store
-        self._folder = str(store.prefix) if isinstance(store, LocalStore) else ""
+        if isinstance(store, LocalStore):
+            self._folder = str(store.prefix)
 
     async def put(self, key: str, chunks: bytes | AsyncIterable[bytes]) -> Stored:
         """Write the key, replacing what it held. If ``chunks`` raises, that exception comes out and nothing is
@@ -67,8 +71,8 @@ class Artifacts:
                 with _translated(key):
                     modified = self._put_small(key, chunks)
                 if modified is not None:
-                    digest = hashlib.sha256(chunks).hexdigest()
-                    return Stored(key=key, size=len(chunks), sha256=digest, modified=modified)
+                    sha256 = hashlib.sha256(chunks).hexdigest()
+                    return Stored(key=key, size=len(chunks), sha256=sha256, modified=modified)
             with _translated(key):
                 await obstore.put_async(self._store, key, chunks)
             return await self._written(key, len(chunks), hashlib.sha256(chunks).hexdigest())
@@ -107,8 +111,8 @@ class Artifacts:
         return await self._written(key, size, digest.hexdigest())
 
     def _put_small(self, key: str, data: bytes) -> float | None:
-        """As obstore does it on a folder: a staged file beside the key, which lists do not show, is renamed. When it was
-        modified; None if nothing was written because the folder goes away as fast as it is made: obstore copes."""
+        """As obstore does it on a folder: a staged file beside the key, which lists do not show, is renamed. When
+        it was modified; None if nothing was written because the folder goes away as fast as it is made."""
         path = f"{self._folder}/{key}"
         staged = f"{path}#{secrets.randbits(60)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -151,6 +155,24 @@ class Artifacts:
                     yield chunk
 
             return await self.put(key, chunks())
+
+    async def take_file(self, key: str, path: Path) -> Stored:
+        """As ``put_file``, for a file that nobody needs any more: on a folder it may be moved and not copied, and then
+        is not at ``path`` afterwards. ``FileNotFoundError`` if there is no such file."""
+        if self._folder:
+            check_key(key)
+            size = os.stat(path).st_size
+            digest = _sha256(path) if size <= _SMALL else await asyncio.to_thread(_sha256, path)
+            to = f"{self._folder}/{key}"
+            try:
+                os.makedirs(os.path.dirname(to), exist_ok=True)
+                os.rename(path, to)
+            except OSError:
+                pass  # another file system, or the folder went away again: copied, then, or refused for the same reason
+            else:
+                modified = os.stat(to).st_mtime_ns // 1000 / 1e6
+                return Stored(key=key, size=size, sha256=digest, modified=modified)
+        return await self.put_file(key, path)
 
     async def stat(self, key: str) -> Stored:
         """What is stored under the key.
@@ -256,6 +278,11 @@ def check_key(key: str) -> str:
 
 def _stored(meta: ObjectMeta) -> Stored:
     return Stored(key=meta["path"], size=meta["size"], sha256="", modified=meta["last_modified"].timestamp())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -262,6 +262,20 @@ async def test_writers_and_deleters_of_neighbours_do_not_meet(store: Artifacts) 
     assert await store.delete_prefix("job") == 8
 
 
+@pytest.mark.parametrize("size", [0, 6, 300_000])
+async def test_a_file_that_nobody_needs_any_more_is_taken(store: Artifacts, tmp_path: Path, size: int) -> None:
+    data = b"z" * size
+    path = tmp_path / "made"
+    path.write_bytes(data)
+    await store.put("a/b", b"before")
+    stored = await store.take_file("a/b", path)
+    assert (stored.size, stored.sha256) == (size, hashlib.sha256(data).hexdigest())
+    assert b"".join([chunk async for chunk in store.read("a/b")]) == data
+    assert [found.key async for found in store.list()] == ["a/b"]
+    with pytest.raises(FileNotFoundError):
+        await store.take_file("a/b", tmp_path / "nothing")
+
+
 async def test_a_file_that_is_not_there_cannot_be_put(store: Artifacts, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await store.put_file("a/b", tmp_path / "nothing")

@@ -216,15 +216,15 @@ async def test_a_drain_order_hands_the_job_back_after_the_grace_and_the_agent_st
 def _fail_puts(monkeypatch: pytest.MonkeyPatch, failures: float) -> list[str]:
     """The store refuses so many puts; the list grows with each."""
     refused: list[str] = []
-    whole = Artifacts.put_file
+    whole = Artifacts.take_file
 
-    async def put_file(self: Artifacts, key: str, path: Path) -> Stored:
+    async def take_file(self: Artifacts, key: str, path: Path) -> Stored:
         if len(refused) < failures:
             refused.append(key)
             raise ArtifactError("the store is away")
         return await whole(self, key, path)
 
-    monkeypatch.setattr(Artifacts, "put_file", put_file)
+    monkeypatch.setattr(Artifacts, "take_file", take_file)
     return refused
 
 

@@ -5,6 +5,7 @@ folders costs more than all else that an agent does for a job of a millisecond.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -43,7 +44,8 @@ class Folders:
         out = f"{folder}/out"
         try:
             for name in files:
-                os.unlink(f"{out}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # it has been moved into the store
+                    os.unlink(f"{out}/{name}")
             if os.listdir(out) == [] and os.listdir(folder) == ["out"]:
                 self._free.append(folder)
                 return

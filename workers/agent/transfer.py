@@ -84,7 +84,7 @@ async def store_outputs(
         if not _NAME.fullmatch(file.name) or not _is_regular(path):
             raise BadOutput(f"no such output file: {file.name[:80]!r}")
         key = output_key(job, epoch, file.name)
-        stored = await _persist(lambda key=key, path=path: artifacts.put_file(key, path), clock)  # type: ignore[misc]
+        stored = await _persist(lambda key=key, path=path: artifacts.take_file(key, path), clock)  # type: ignore[misc]
         outputs.append(
             Output(
                 key=key,
