@@ -136,6 +136,8 @@ class Live:
             try:
                 async for batch in self._bus.bucket(ARCHIVE.name).follow():
                     await self.retained.take(batch)
+                    for entry in batch.entries:
+                        self._archived(entry.key.partition(".")[2])
             except Exception:
                 _LOG.exception("a follower failed", bucket=ARCHIVE.name)
             await self._clock.sleep(_FOLLOW_AGAIN_S)
@@ -252,6 +254,13 @@ class Live:
             ending.add_done_callback(self._endings.discard)
             return
         self._delete(job, revision)
+
+    def _archived(self, job: str) -> None:
+        """The archive has it. Nearly always its marker comes in a moment; but after a long break of contact the marker
+        may have been purged, and the view would show for ever what it saw last."""
+        known = self._jobs.get(job)
+        if known is not None:
+            self._left(job, known.revision)
 
     async def _end(self, feed: Feed) -> None:
         while True:

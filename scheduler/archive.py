@@ -48,7 +48,7 @@ from shared.topology import ARCHIVE, DELETED, JOBS, LEADER, archive_key, pending
 _LOG = log(__name__)
 T = TypeVar("T")
 
-PASS_S = 1.0
+PASS_S, MIN_PAUSE_S = 1.0, 0.05
 RETAIN_EVERY_S = 60.0
 #: A deletion that is pending for so long was left by a process that died.
 ABANDONED_S = 60.0
@@ -124,19 +124,24 @@ class Archive:
             group.create_task(self._passes())
 
     async def _passes(self) -> None:
+        wait = PASS_S
         while True:
-            await self._clock.sleep(PASS_S)
+            await self._clock.sleep(wait)
+            wait = PASS_S
+            began = self._clock.monotonic()
             self._metrics.unarchived.set(len(self._ended))
             if not self._leads():
                 self._forget_markers()
                 continue
             try:
-                await self.once()
+                if await self.once():
+                    # More is due already: at half of the time, the other half is for scheduling.
+                    wait = max(MIN_PAUSE_S, self._clock.monotonic() - began)
             except BusUnavailable:
                 _LOG.info("archiving_waits", why="the bus does not answer")
 
-    async def once(self) -> None:
-        """One pass.
+    async def once(self) -> bool:
+        """One pass; whether there was more to move than one pass takes.
 
         Raises:
             BusUnavailable: the next pass goes on.
@@ -151,6 +156,7 @@ class Archive:
         if now - self._retained >= RETAIN_EVERY_S:
             self._retained = now
             await self._retain()
+        return len(due) == PER_PASS
 
     async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
         queue = deque(items)
@@ -323,8 +329,8 @@ class Archive:
             await self._deleted.put(pending_key(tenant, job), b"retention")
             await self._deleted.put(key, b"retention")
         except BucketFull:
+            # It is forgotten all the same, as a job that never was: else nothing could be archived any more.
             _LOG.error("no_room_for_tombstones")
-            return
         await self._remove(tenant, job)
         self._metrics.expired.inc()
 

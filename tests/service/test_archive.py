@@ -246,6 +246,34 @@ async def test_a_watcher_whose_gateway_was_away_is_told_the_end(house: House, tm
         assert [str(data["state"]) for _, _, data in events][-1] == "succeeded"
 
 
+async def test_a_gateway_that_was_away_until_the_marker_was_purged_shows_the_end(house: House, tmp_path: Path) -> None:
+    async with gateway(house.broker, tmp_path / "artifacts", name="other") as other:
+        job = str((await house.gw.submit())["id"])
+        await settle()
+        assert (await other.view(job))["state"] == "queued"
+        stream = other.stream(job)
+        await settle()
+        house.broker.coalesce = True
+        house.broker.cut("other")
+        await house.fleet.complete(job)
+        await house.gw.clock.advance(ARCHIVED_S + PURGED_S)
+        assert job not in house.broker.streams[JOBS.name].last
+        house.broker.mend("other")
+        await settle()
+        assert (await other.view(job))["state"] == "succeeded"
+        assert await listed(other.client) == [job]
+        events = await stream.events("transition", "deleted")
+        assert [str(data["state"]) for _, _, data in events][-1] == "succeeded"
+        assert len(other.parts.live.queue) == 0
+
+
+async def test_more_than_one_pass_takes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.archive.PER_PASS", 4)
+    jobs = [await house.ended() for _ in range(20)]
+    await house.gw.clock.advance(ARCHIVED_S)
+    assert house.keys(ARCHIVE.name) == {archive_key(TENANT, job) for job in jobs}
+
+
 async def test_the_key_of_an_archived_job_gives_that_job(house: House, tmp_path: Path) -> None:
     headers = {"Idempotency-Key": "k"}
     body = {"prompt": "a cat"}
@@ -400,6 +428,20 @@ async def test_the_old_go_after_the_days(broker: MemoryBroker, tmp_path: Path) -
         assert is_problem(await house.gw.client.get(f"/v1/jobs/{old}"), 410)
         assert await house.files(old) == []
         assert await house.files(young) != []
+
+
+async def test_retention_goes_on_without_room_for_tombstones(broker: MemoryBroker, tmp_path: Path) -> None:
+    stream = broker.streams[DELETED.name]
+    stream.spec = dataclasses.replace(stream.spec, max_bytes=1)
+    async with housed(broker, tmp_path, replace(SHORT, retain_count=1)) as house:
+        jobs = [await house.ended(), await house.ended()]
+        await house.gw.clock.advance(ARCHIVED_S)
+        await house.until(lambda: len(house.keys(ARCHIVE.name)) == 1)
+        (kept,) = house.keys(ARCHIVE.name)
+        (gone,) = [job for job in jobs if archive_key(TENANT, job) != kept]
+        assert is_problem(await house.gw.client.get(f"/v1/jobs/{gone}"), 404)
+        assert await listed(house.gw.client) == [kept.partition(".")[2]]
+        assert is_problem(await house.gw.client.delete(f"/v1/jobs/{kept.partition('.')[2]}"), 503)
 
 
 async def test_a_jump_of_the_brokers_clock_expires_nothing(
