@@ -234,10 +234,13 @@ def plot(found: dict[Sizes, Start], most_open: int) -> None:
         x = [count for count, _ in points]
         panel.plot(x, [took.scheduler_s for _, took in points], "o-", label="scheduler ready")
         panel.plot(x, [took.gateway_s for _, took in points], "s-", label="gateway ready")
-        panel.plot(x, [took.scheduler_cpu_s for _, took in points], "o--", color="C0", alpha=0.5, label="its CPU")
-        panel.plot(x, [took.gateway_cpu_s for _, took in points], "s--", color="C1", alpha=0.5, label="its CPU")
+        panel.plot(
+            x, [took.scheduler_cpu_s for _, took in points], "o--", color="C0", alpha=0.5, label="scheduler's CPU"
+        )
+        panel.plot(x, [took.gateway_cpu_s for _, took in points], "s--", color="C1", alpha=0.5, label="gateway's CPU")
         panel.axhline(LIMIT_S, color="grey", linestyle=":", label="aim")
         panel.set_xlabel(label)
+        panel.xaxis.set_major_formatter(lambda count, _: f"{count / 1000:,.0f}k")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds from the start of the process")
     panels[0].set_ylim(bottom=0)
