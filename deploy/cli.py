@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from deploy import jobs
+from deploy import jobs, operators
 from deploy.client import Gateway, Refused, Unreachable
 from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, print_json, setting, settings_from
 from shared.errors import GenfleetError, SettingsError
@@ -26,7 +26,8 @@ from workers import pool as pools
 
 _SERVICES = Group("Services", sort_key=1)
 _JOBS = Group("Jobs", sort_key=2)
-_OTHER = Group("Other", sort_key=3)
+_OPERATORS = Group("Operators", sort_key=3)
+_OTHER = Group("Other", sort_key=4)
 app = App(
     name="genfleet",
     help="A durable queue and one API in front of boxes that make video and images.",
@@ -39,6 +40,9 @@ pool_app = App(name="pool", help="Pool files: what a worker serves, and with wha
 app.command(pool_app)
 for command in (jobs.submit, jobs.watch, jobs.cancel, jobs.jobs):
     app.command(command, group=_JOBS)
+app.command(operators.retry, group=_JOBS)
+for deed in (operators.hold, operators.release, operators.drain, operators.resume):
+    app.command(deed, group=_OPERATORS)
 
 
 Host = Annotated[str | None, setting("host", "Address that the gateway listens on.")]

@@ -202,6 +202,11 @@ class Gateway:
         with self._reached():
             return _checked(self._http.post(f"/v1/jobs/{quote(job, safe='')}/cancel"))
 
+    def post(self, path: str, body: Mapping[str, str] | None = None) -> bytes:
+        """What the gateway answers to that path, whose parts are quoted here."""
+        with self._reached():
+            return _checked(self._http.post(quote(path), json=body) if body else self._http.post(quote(path)))
+
     def events(self, job: str, after: int | None = None) -> Iterator[Event]:
         """The job's changes after the transition of that index (None: all), then new ones until the stream ends, which
         it does after the job's end, or because the gateway is gone (``Unreachable``)."""

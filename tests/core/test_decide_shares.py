@@ -140,6 +140,19 @@ def test_a_weight_multiplies_the_share() -> None:
     assert 28 <= served.count("a") <= 32
 
 
+def test_the_worked_example_of_the_operators_page() -> None:
+    """``docs/scheduling.md``: two thirds and one third, by turns."""
+    line = Line()
+    line.core.lease(width=8, lease_s=1e9)
+    line.core.state.shares.tenant("studio").weight = 2.0
+    for number in range(100):
+        line.submit(f"s{number}", "studio")
+    for number in range(4):
+        line.submit(f"c{number}", "class")
+    names = {"studio": "s", "class": "c"}
+    assert "".join(names[tenant] for tenant in line.serve(14)) == "scscsscsscssss"
+
+
 def test_who_was_idle_comes_back_to_an_equal_share_and_not_to_all_it_missed() -> None:
     line = Line()
     for number in range(60):

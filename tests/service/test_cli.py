@@ -352,6 +352,33 @@ def test_durations_read_well(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "said"),
+    [
+        (["hold"], "/v1/queue/hold", "the queue is held: genfleet release gives jobs out again"),
+        (["release"], "/v1/queue/release", "jobs are given out again"),
+        (["drain", "w1"], "/v1/workers/w1/drain", "w1 gets no more jobs: genfleet resume w1 gives it jobs again"),
+        (["resume", "w1"], "/v1/workers/w1/resume", "w1 gets jobs again"),
+    ],
+)
+def test_operators_commands(
+    gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str], arguments: list[str], path: str, said: str
+) -> None:
+    gateway.on(f"POST {path}", Answer(body=b"{}"))
+    assert cli.run(arguments) == options.OK
+    assert capsys.readouterr().out == f"{said}\n"
+    assert len(gateway.of(f"POST {path}")) == 1
+
+
+def test_a_retry_prints_the_new_job(gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.on(f"POST /v1/jobs/{JOB}/retry", view(**{**QUEUED, "id": "f" * 32}))
+    assert cli.run(["retry", JOB]) == options.OK
+    assert capsys.readouterr().out == "f" * 32 + "\n"
+
+
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
