@@ -22,8 +22,8 @@ from tests.support.fleet import ROOT, Events, Fleet
 
 METHOD = """
 Submit to first step: the time from sending `POST /v1/jobs` (a text-to-video job, JSON) until the job's event stream
-gives the first progress of the stage `denoise`, on an idle worker; it includes HTTP, the durable write, assignment,
-the frame to rank 0, the stages before denoising, and the way of the progress back. With the dummy engine nothing but
+gives the first progress of the stage `denoise`, on an idle worker; it includes HTTP over a
+kept connection, the durable write, assignment, the frame to rank 0, the stages before denoising, and the way of the progress back. With the dummy engine nothing but
 the services is measured; with the demo model the engine's own preparation and text encoder are in it.
 
 The demo job: the same request (photo, prompt, 256x256, 17 frames, 8 steps) through the services, from sending the
@@ -61,15 +61,16 @@ def main() -> None:
 
 
 def _first_steps(folder: Path, model: str, submits: int) -> list[float]:
-    with Fleet(folder, "--model", model) as fleet:
-        return [_first_step(fleet, {"prompt": "pan left", "dummy": {"steps": 2, "step_ms": 0}}) for _ in range(submits)]
+    with Fleet(folder, "--model", model) as fleet, httpx.Client() as client:
+        body: dict[str, object] = {"prompt": "pan left", "dummy": {"steps": 2, "step_ms": 0}}
+        return [_first_step(fleet, client, body) for _ in range(submits)]
 
 
-def _first_step(fleet: Fleet, body: dict[str, object]) -> float:
+def _first_step(fleet: Fleet, client: httpx.Client, body: dict[str, object]) -> float:
     began = time.perf_counter()
     seen = None
-    job = httpx.post(f"{fleet.url}/v1/jobs", json=body).raise_for_status().json()["id"]
-    for name, _, data in Events(fleet.url, job):
+    job = client.post(f"{fleet.url}/v1/jobs", json=body).raise_for_status().json()["id"]
+    for name, _, data in Events(fleet.url, job, client=client):
         if name == "progress" and data["stage"] == "denoise" and seen is None:
             seen = time.perf_counter() - began
     if seen is None:
@@ -83,15 +84,16 @@ def _demo(folder: Path, submits: int, turns: int) -> tuple[list[float], list[flo
     command = [sys.executable, "-m", "tests.bench.direct_demo"]
     with (
         Fleet(folder, "--group-size", "1", "--device", "cpu") as fleet,
+        httpx.Client() as client,
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other,
     ):
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline().strip() == "ready"
-        first_steps = [_first_step(fleet, small) for _ in range(submits)]
+        first_steps = [_first_step(fleet, client, small) for _ in range(submits)]
         services, direct = [], []
         for turn in range(turns + 1):
-            ours = _photo_job(fleet)
+            ours = _photo_job(fleet, client)
             other.stdin.write("go\n")
             other.stdin.flush()
             theirs = float(json.loads(other.stdout.readline()))
@@ -102,14 +104,14 @@ def _demo(folder: Path, submits: int, turns: int) -> tuple[list[float], list[flo
     return first_steps, services, direct
 
 
-def _photo_job(fleet: Fleet) -> float:
+def _photo_job(fleet: Fleet, client: httpx.Client) -> float:
     photo = (ROOT / "deploy" / "assets" / "photo.jpg").read_bytes()
     fields = {"prompt": "pan left", "size": "256x256", "num_frames": "17", "steps": "8", "seed": "1"}
     began = time.perf_counter()
-    answer = httpx.post(f"{fleet.url}/v1/jobs", data=fields, files={"image": ("photo.jpg", photo, "image/jpeg")})
+    answer = client.post(f"{fleet.url}/v1/jobs", data=fields, files={"image": ("photo.jpg", photo, "image/jpeg")})
     states = [
         data["state"]
-        for name, _, data in Events(fleet.url, answer.raise_for_status().json()["id"])
+        for name, _, data in Events(fleet.url, answer.raise_for_status().json()["id"], client=client)
         if name == "transition"
     ]
     assert states[-1] == "succeeded"

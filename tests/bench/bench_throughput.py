@@ -333,7 +333,7 @@ def _line(most: Turn, calm: Turn) -> str:
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=4800, help="per sustained turn")
+    parser.add_argument("--jobs", type=int, default=3600, help="per sustained turn")
     parser.add_argument("--window", type=int, default=256, help="jobs under way at any time in a sustained turn")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--capacity", type=int, default=32, help="jobs at a time per worker")
@@ -376,8 +376,8 @@ def write(given: argparse.Namespace, found: dict[str, tuple[list[Turn], list[Tur
     ]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     body = [
-        f"{given.turns} turns; {given.workers} workers of {given.capacity} jobs at a time; {given.window} jobs under way"
-        f" in a sustained turn of {given.jobs} jobs. Load average of the machine at the end: {load}.",
+        f"{given.turns} turns; {given.workers} workers of {given.capacity} jobs at a time; {given.window} jobs under"
+        f" way in a sustained turn of {given.jobs} jobs. Load average of the machine at the end: {load}.",
         report.table(
             (
                 "files",

@@ -226,12 +226,20 @@ def _is_role(process: psutil.Process, role: Role) -> bool:
 class Events:
     """A server-sent-events reader on a job's stream: ``for event in Events(...)`` gives (event, id, data)."""
 
-    def __init__(self, url: str, job: str, last_event_id: int | None = None) -> None:
+    def __init__(
+        self, url: str, job: str, last_event_id: int | None = None, client: httpx.Client | None = None
+    ) -> None:
+        """
+        Args:
+            client: to read with; without one, a new one is made, which takes longer than many a job.
+        """
+        self._client = client
         self._url = f"{url}/v1/jobs/{job}/events"
         self._headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
 
     def __iter__(self) -> Iterator[tuple[str, int | None, dict[str, object]]]:
-        with httpx.stream("GET", self._url, headers=self._headers, timeout=60) as answer:
+        stream = httpx.stream if self._client is None else self._client.stream
+        with stream("GET", self._url, headers=self._headers, timeout=60) as answer:
             assert answer.status_code == 200, answer.read()
             name, event_id, data = "message", None, ""
             for line in answer.iter_lines():
