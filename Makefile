@@ -2,10 +2,12 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo up test lint types fmt bench lock
+.PHONY: help setup demo up test soak simulate lint types fmt bench lock
+# How long `make soak` goes on, for each of its two halves.
+MINUTES ?= 60
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv as the lock says, and find or unpack nats-server
 	@deploy/setup.sh
@@ -20,6 +22,13 @@ up: setup ## start a fleet on this machine at http://127.0.0.1:8088 and leave it
 test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests that need no accelerator
 	@$(BIN)/python -m pytest -m "not gpu"
+
+soak: setup ## faults for MINUTES=60 each: a simulated fleet under fresh seeds, then real processes being killed
+	@$(BIN)/python -m tests.simulation soak --minutes $(MINUTES)
+	@$(BIN)/python -m tests.faults.chaos --seconds $$(($(MINUTES) * 60)) --jobs $$(($(MINUTES) * 500)) --kills $$(($(MINUTES) * 15))
+
+simulate: setup ## a thousand workers and 200,000 jobs on made-up time, decided by the scheduler's own core
+	@$(BIN)/python -m scheduler.simulate deploy/workloads/fleet-1000.toml
 
 lint: setup ## style, formatting, and who may import whom
 	@$(BIN)/ruff check .
