@@ -113,7 +113,8 @@ class LocalFleet:
             FolderError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
         """
         settings = replace(self._given, model=_model(self._given.model))
-        pools = pool_files(settings, os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        pools = pool_files(settings, cores)
         self._folder.open()
         settings = replace(settings, port=_port(settings), nats_port=settings.nats_port or free_port("127.0.0.1"))
         check_free("127.0.0.1", settings.nats_port)

@@ -79,7 +79,8 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
 
 def _environment(pool: Pool, kind: Kind, world: int) -> None:
     """What the runtimes read at their import: threads per rank, the pool's devices, its own settings."""
-    threads = pool.threads or max(1, (os.cpu_count() or 1) // world)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = pool.threads or max(1, cores // world)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # Threads that spin at a barrier while others want the core make a step several times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
