@@ -332,6 +332,8 @@ def test_elsewhere_a_line_is_printed_per_change(capsys: pytest.CaptureFixture[st
         ProgressView(epoch=1, stage="encode_text", fraction=0.1),
         ProgressView(epoch=1, stage="denoise", step=1, total_steps=8, eta_s=12.4, fraction=0.2),
         ProgressView(epoch=1, stage="denoise", step=2, total_steps=8, eta_s=11, fraction=0.3),
+        ProgressView(epoch=1, stage="decode", step=5, total_steps=17, eta_s=3, fraction=0.92),
+        ProgressView(epoch=1, stage="mux", step=0, total_steps=1, fraction=0.97),
         Away("the gateway is away"),
         Away("the gateway is still away"),
         Transition(index=3, state=State.FAILED),
@@ -342,6 +344,8 @@ def test_elsewhere_a_line_is_printed_per_change(capsys: pytest.CaptureFixture[st
         "running",
         "  encode text",
         "  denoise step 1/8, 12 s left",
+        "  decode frame 5/17, 3.0 s left",
+        "  mux",
         "  the gateway is away; trying again",
         "failed",
     ]
