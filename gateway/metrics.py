@@ -78,6 +78,8 @@ class _Fleet(Collector):
         for priority in range(10):
             queue.add_metric([str(priority)], live.queue.priorities[priority])
         yield queue
+        retained = len(live.retained.index)
+        yield GaugeMetricFamily("genfleet_retained_jobs", "Ended jobs in the archive, as listed here.", value=retained)
         workers = GaugeMetricFamily("genfleet_workers", "Workers, by state.", labels=["state"])
         states = [state for _, state, _ in live.fleet.workers()]
         for word in sorted(set(states)):

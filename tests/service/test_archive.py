@@ -195,6 +195,7 @@ async def test_many_are_moved(house: House) -> None:
     await house.gw.clock.advance(ARCHIVED_S)
     assert house.keys(ARCHIVE.name) == {archive_key(TENANT, job) for job in jobs}
     assert await listed(house.gw.client, "limit=7") == sorted(jobs, reverse=True)
+    assert "genfleet_retained_jobs 30.0" in (await house.gw.client.get("/metrics")).text
 
 
 # --- as seen by clients ----------------------------------------------------------------------------------------------
