@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from random import Random
 
 from deploy.history.check import Snapshot, check
-from shared.messages import TERMINAL, CancelOrder, WorkerLease, decode
-from shared.topology import ORDERS, RESULTS, WORKERS
+from shared.messages import TERMINAL, CancelOrder, JobRecord, WorkerLease, decode
+from shared.topology import ARCHIVE, DELETED, JOBS, ORDERS, RESULTS, WORKERS
 from tests.simulation.faults import Chaos
 from tests.simulation.fleet import Fleet
 from tests.simulation.process import EPOCH
 from tests.simulation.quiet import Quiet
 from tests.simulation.witness import Broken
+from tests.support.memory_bus.stream import Stream
 
 STEPS = 60
 #: Seconds of made-up time within which every job has ended after everything healed: every open job may take all of its
@@ -136,13 +137,18 @@ async def settle(fleet: Fleet, chaos: Chaos) -> None:
     _check_rest(fleet)
 
 
+def _records(stream: Stream) -> tuple[JobRecord, ...]:
+    return tuple(decode(entry.value, JobRecord) for entry in stream.last.values() if entry.value is not None)
+
+
 def _check_rest(fleet: Fleet) -> None:
     witness, streams = fleet.witness, fleet.broker.streams
     now = fleet.broker.now()
     results = {key: now - entry.timestamp for key, entry in streams[RESULTS.name].last.items()}
     snapshot = Snapshot(
-        records=tuple(record for name, record in witness.records.items() if name not in witness.deleted),
-        deleted=frozenset(witness.deleted),
+        records=_records(streams[JOBS.name]),
+        archived=_records(streams[ARCHIVE.name]),
+        deleted=frozenset(key.split(".")[-1] for key in streams[DELETED.name].last),
         results=results,
         files=fleet.files.all(),
         now=EPOCH + fleet.loop.time(),
@@ -150,6 +156,9 @@ def _check_rest(fleet: Fleet) -> None:
     for finding in check(snapshot, witness.accepted.values(), at_rest=True):
         if finding.broken:
             raise Broken(str(finding))
+    for kept in snapshot.by_id().values():
+        if kept != witness.records[kept.id]:
+            raise Broken(f"{kept.id} was kept as something else than it ended as")
     if results:
         raise Broken(f"results are left that nobody folds: {sorted(results)}")
     for key, entry in streams[WORKERS.name].last.items():
