@@ -340,6 +340,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=500.0, help="jobs per second of a steady turn")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a steady turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, for the page")
     parser.add_argument("--dry", action="store_true", help="print only; write no page")
     given = parser.parse_args()
     places = {"on the disk": None} | ({"in memory": MEMORY} if MEMORY.is_dir() else {})
@@ -390,6 +391,7 @@ def write(given: argparse.Namespace, found: dict[str, tuple[list[Turn], list[Tur
         report.table(("ms of processor per job", *(f"files {words}" for words in found)), cpu),
         f"At {given.rate:.0f} jobs/s of 20 ms each:",
         report.table(("from submit to", "median ms", "p99 ms"), delays),
+        given.note,
         "![Throughput](throughput.svg)",
     ]
     report.write("throughput", "Throughput", METHOD, "\n\n".join(body))
