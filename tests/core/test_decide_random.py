@@ -15,11 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.commands import Command, DropResult, FoldIn, SendAssign, SendCancel, ToAssigned, ToRunning, WriteRecord
+from scheduler.commands import (
+    Command,
+    DropResult,
+    FoldIn,
+    SendAssign,
+    SendCancel,
+    ToAssigned,
+    ToRunning,
+    WriteQuarantine,
+    WriteRecord,
+)
 from scheduler.commands import ToFailed as ToFailedMove
 from scheduler.commands import ToQueued as ToQueuedMove
 from scheduler.events import (
     AssignAnswered,
+    ControlSeen,
     JobSeen,
     LeaseSeen,
     NoAnswer,
@@ -37,13 +48,18 @@ from shared.messages import (
     Accepted,
     Busy,
     Cancelled,
+    Control,
     Failed,
     Held,
     JobRecord,
     Outcome,
+    QueueControl,
     Result,
     State,
     Succeeded,
+    TenantLimits,
+    WorkerControl,
+    WorkerQuarantine,
 )
 from tests.core.deciding import Core
 from tests.support.scheduling import REQUEST
@@ -76,6 +92,7 @@ class World:
         self.held: dict[str, set[tuple[str, int]]] = {name: set() for name in self.incarnations}
         self.beats = dict.fromkeys(self.incarnations, 0)
         self.assigned: dict[tuple[str, int], tuple[str, str]] = {}
+        self.controls: dict[str, Control] = {}
         self.summaries = Summaries()
         self.processes = [self.start(f"scheduler-{number}") for number in range(processes)]
 
@@ -83,6 +100,8 @@ class World:
         made = Process(f"{name}-{self.now}", self.now)
         for job in self.records:
             made.core.seen(self.summary(job))
+        for control in self.controls.values():
+            made.core.tell(ControlSeen(now=self.now, control=control))
         for result in self.results.values():
             made.core.tell(ResultSeen(now=self.now, result=result))
         made.read = len(self.log)
@@ -103,6 +122,7 @@ class World:
             payload_hash="",
             created_at=0.0,
             priority=self.random.randrange(10),
+            tenant=self.random.choice(["a", "a", "b", "c"]),
             start_deadline_s=self.random.choice([None, None, 30.0]),
         )
         self.put(lifecycle.born(record, Stamp(by="gateway", at=0.0)))
@@ -127,6 +147,42 @@ class World:
             wanted = lifecycle.cancel(record, self.stamp("gateway"))
             if wanted is not record:
                 self.put(wanted)
+
+    def want(self) -> None:
+        """An operator changes their mind; every process hears of it."""
+        name = self.random.choice(list(self.incarnations))
+        limits = TenantLimits(
+            tenant=self.random.choice("abc"),
+            weight=self.random.choice([0.5, 1.0, 4.0]),
+            max_running=self.random.choice([None, 0, 1, 2]),
+        )
+        held = QueueControl(held=self.random.random() < 0.5)
+        drained = WorkerControl(worker=name, drained=self.random.random() < 0.5)
+        wanted: list[Control] = [limits, held, drained]
+        self.tell_control(self.random.choice(wanted))
+
+    def tell_control(self, control: Control) -> None:
+        match control:
+            case QueueControl():
+                key = "queue"
+            case WorkerControl(worker=name) | TenantLimits(tenant=name) | WorkerQuarantine(worker=name):
+                key = f"{type(control).__name__}.{name}"
+        self.controls[key] = control
+        for process in self.processes:
+            process.todo += process.core.tell(ControlSeen(now=self.now, control=control))
+
+    def want_nothing(self) -> None:
+        """All as usual again."""
+        for control in list(self.controls.values()):
+            match control:
+                case QueueControl():
+                    self.tell_control(QueueControl())
+                case WorkerControl(worker=name):
+                    self.tell_control(WorkerControl(worker=name))
+                case TenantLimits(tenant=name):
+                    self.tell_control(TenantLimits(tenant=name))
+                case WorkerQuarantine(worker=name):
+                    self.tell_control(WorkerQuarantine(worker=name))
 
     def read(self, process: Process) -> None:
         """Some of what was written, coalesced to what it is now."""
@@ -202,6 +258,9 @@ class World:
                 if not rightful and record.epoch >= command.epoch and held:
                     self.end(command.worker, command.job, command.epoch, Cancelled())
                 return []
+            case WriteQuarantine(quarantine=quarantine):
+                self.tell_control(quarantine)
+                return []
             case DropResult(result=result, certain=certain):
                 _, record = self.records[result.job]
                 active = record.state not in TERMINAL and record.state is not State.QUEUED
@@ -264,7 +323,7 @@ class World:
         for _ in range(steps):
             worker = self.random.choice(list(self.incarnations))
             process = self.random.choice(self.processes)
-            match self.random.choices(range(8), weights=[6, 2, 20, 30, 12, 8, 1, 6])[0]:
+            match self.random.choices(range(9), weights=[6, 2, 20, 30, 12, 8, 1, 3, 6])[0]:
                 case 0:
                     self.submit()
                 case 1:
@@ -282,11 +341,14 @@ class World:
                         self.restart(worker)
                     else:
                         self.processes[self.processes.index(process)] = self.start(process.name)
+                case 7:
+                    self.want()
                 case _:
                     self.wait(self.random.choice([0.1, 0.5, 1.0, 5.0]))
 
     def heal(self) -> None:
         self.faulty = False
+        self.want_nothing()
         for _ in range(600):
             for process in self.processes:
                 while process.read < len(self.log):
