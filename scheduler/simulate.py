@@ -154,6 +154,7 @@ class Simulation:
             self._do(command)
 
     def _tick(self) -> None:
+        self.tally.passed(self.now)
         self._feed(Tick(now=self.now, contact_s=self.now + 1e6))
         self._at(_TICK_S, self._tick)
 
@@ -287,6 +288,7 @@ class Simulation:
             return
         model = self._models[self._jobs[command.job].wish.model]
         worker.job, worker.since = (command.job, command.epoch), self.now
+        self.tally.began(worker.pool.width)
         load_s = 0.0
         if worker.loaded != model.name:
             load_s, worker.loaded = model.load_s, model.name

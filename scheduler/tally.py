@@ -29,12 +29,12 @@ class Waits(Struct, frozen=True, kw_only=True):
 
 
 class Course(Struct, frozen=True, kw_only=True):
-    """What was at the end of each interval, beginning with the first. ``used_s``: device-seconds by tenant since the
-    start."""
+    """What was at the end of each interval, beginning with the first. ``busy`` and ``devices`` (those that are up)
+    count devices, ``used_s`` each tenant's device-seconds since the start."""
 
     interval_s: float
     waiting: list[int]
-    busy: list[float]
+    busy: list[int]
     devices: list[int]
     used_s: dict[str, list[float]]
 
@@ -123,7 +123,6 @@ class Tally:
         self._interval = workload.hours * 3600 / _INTERVALS
         self._course = Course(interval_s=self._interval, waiting=[], busy=[], devices=[], used_s={})
         self._width = {model: pool.width for pool in workload.pools for model in pool.models}
-        self._marked = 0.0
 
     def decided(self, seconds: float) -> None:
         """The core took that long for an event."""
@@ -132,7 +131,7 @@ class Tally:
 
     def came(self, job: Summary, now: float) -> None:
         """A job was submitted."""
-        self._pass(now)
+        self.passed(now)
         model = job.wish.model
         self._came.setdefault(model, array("d")).append(now)
         self._ahead[job.id] = self._waiting[model]
@@ -172,7 +171,7 @@ class Tally:
 
     def up(self, change: int, width: int, now: float) -> None:
         """A worker came up, or was lost."""
-        self._pass(now)
+        self.passed(now)
         self._devices += change * width
 
     def swapped(self, width: int, seconds: float) -> None:
@@ -180,24 +179,29 @@ class Tally:
         self._swaps += 1
         self._loading += width * seconds
 
+    def began(self, width: int) -> None:
+        """A worker is at a job."""
+        self._working += width
+
     def worked(self, width: int, since: float, now: float) -> None:
-        """A worker was at a job."""
+        """It is no more."""
+        self._working -= width
         self._busy_s += width * (now - since)
 
-    def _pass(self, now: float) -> None:
+    def passed(self, now: float) -> None:
+        """It is now that late."""
         self._device_s += self._devices * (now - self._seen)
         self._seen = now
         while now >= (len(self._course.waiting) + 1) * self._interval:
             self._course.waiting.append(sum(self._waiting.values()))
             self._course.devices.append(self._devices)
-            self._course.busy.append((self._busy_s - self._marked) / self._interval)
-            self._marked = self._busy_s
+            self._course.busy.append(self._working)
             for tenant in {arrivals.tenant for arrivals in self._workload.arrivals}:
                 self._course.used_s.setdefault(tenant, []).append(self._used[tenant])
 
     def end(self, now: float) -> None:
         """All jobs have ended."""
-        self._pass(now)
+        self.passed(now)
 
     def report(self, wall_s: float) -> Report:
         """Everything."""

@@ -115,7 +115,7 @@ def plot(report: Report) -> None:
     above.plot(hours, course.waiting)
     above.set_ylabel("jobs waiting")
     middle.plot(hours, course.devices, label="devices up")
-    middle.plot(hours, course.busy, label="devices' work that ended, per second")
+    middle.plot(hours, course.busy, label="devices busy")
     middle.set_ylabel("devices")
     middle.legend()
     for tenant, used in sorted(course.used_s.items()):
