@@ -103,8 +103,8 @@ def look_at_worker(state: CoreState, worker: Worker) -> None:
         if not worker.jobs:
             state.remove_worker(worker)
         return
-    silent = state.now - worker.seen
-    if silent >= worker.lease_s:
+    # The very sum that the timer is set by: rounding must not tell them apart.
+    if state.now >= worker.seen + worker.lease_s:
         if state.trusted(worker.lease_s):
             lose_worker(state, worker)
             return

@@ -86,7 +86,8 @@ def choose(state: CoreState, worker: Worker) -> Choice | None:
         behind_loaded_s=_backlog_s(state, state.queues[best.job.wish], loaded),
     ):
         return best
-    state.wake_worker(worker, swap_at)
+    if swap_at > state.now:
+        state.wake_worker(worker, swap_at)
     return None if here is None else Choice(here.key, here.job, Turn.LOADED)
 
 

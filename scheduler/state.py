@@ -164,6 +164,7 @@ class CoreState:
         elapsed_s = self._elapsed_s(job) * job.width
         if elapsed_s > job.charged_s:
             self.shares.charge(job, 2 * elapsed_s, self.now)
+            self.turn(tenant)  # its weight may have grown since the first charge
 
     def settle(self, job: Job, ran_s: float, *, ended: bool = False) -> None:
         """The job is at no worker: its tenant has paid for what it ran."""
