@@ -10,6 +10,8 @@
 Nothing here decides. ``decide`` is the only door through which a state changes; this module keeps the indexes true
 while it does (``invariants.check`` says what true means). Removal from a heap is lazy: an entry is live while it is
 its job's ``place``.
+
+Longer than one page, because these indexes are true only together.
 """
 
 from __future__ import annotations
