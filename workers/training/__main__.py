@@ -65,7 +65,7 @@ def examine(
     side: int = 256,
     speed: str = "normal",
     language: str = "en",
-    steps: int = 8,
+    steps: int = 4,
     guidance: float = 1.0,
     results: Path = WORK / "results",
     sheet: Path | None = None,

@@ -99,7 +99,7 @@ def examine(
     side: int,
     speed: str = "normal",
     language: str = "en",
-    steps: int = 8,
+    steps: int = 4,
     guidance: float = 1.0,
 ) -> tuple[list[Score], torch.Tensor]:
     """One held-out photo with every motion, seeds fixed: the scores, and for the contact sheet [15, 3, 4, side, side]:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideo
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 CHECKPOINT: Final = Path(__file__).parents[1] / "checkpoints" / "wan-demo"
-SHIFT: Final = 5.0
+SHIFT: Final = 30.0
 
 DECLARATION: Final = {
     "name": "wan-demo",
@@ -27,7 +27,7 @@ DECLARATION: Final = {
         "size": "256x256",
         "num_frames": 17,
         "fps": 8,
-        "steps": 8,
+        "steps": 4,
         "guidance_scale": 1.0,
         "shift": SHIFT,
         "solver": "unipc",
