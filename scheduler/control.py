@@ -5,7 +5,8 @@ here, so a drain or a quarantine outlives its restarts.
 
 *Quarantine.* When the attempts of ``quarantine_after`` different jobs have failed at a worker one after the other (a
 job that fails again and again counts once: it may be the job), the worker gets no more for a while, then one job on
-probation: if that succeeds all is well, if not it rests twice as long. ``resume`` by an operator forgets it.
+probation: if that succeeds all is well, if not it rests twice as long. ``resume`` by an operator forgets it. The last
+worker that is left for a model is not put into quarantine: a few jobs that break their group would stop all others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from shared.messages import (
     TenantUsage,
     WorkerControl,
     WorkerQuarantine,
+    WorkerState,
 )
 
 #: Failures that may be the worker's fault; a wrong input or a run that was too long is not.
@@ -109,6 +111,8 @@ def judge(state: CoreState, worker: Worker, result: Result, commands: list[Comma
         return
     if state.now < worker.barred_until:
         return  # an attempt that had begun before
+    if not _others_serve(state, worker):
+        return
     known = state.bars.get(worker.name)
     rest_s = state.times.quarantine_s if known is None else min(2 * known.rest_s, state.times.quarantine_max_s)
     quarantine = WorkerQuarantine(
@@ -121,3 +125,18 @@ def judge(state: CoreState, worker: Worker, result: Result, commands: list[Comma
     state.bars[worker.name] = Bar(failures=worker.failures, rest_s=rest_s, until=state.now + rest_s)
     apply_bar(state, worker)
     commands.append(WriteQuarantine(quarantine=quarantine))
+
+
+def _others_serve(state: CoreState, worker: Worker) -> bool:
+    """Whether each of its models is served by another worker that is there and gets jobs."""
+    others = [
+        other
+        for name, other in state.workers.items()
+        if name != worker.name
+        and other.incarnation is not None
+        and not other.gone
+        and other.state in (WorkerState.IDLE, WorkerState.BUSY)
+        and name not in state.drained
+        and state.now >= other.barred_until
+    ]
+    return all(any(model in other.models for other in others) for model in worker.models)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -115,7 +115,7 @@ class Tally:
         self._waiting: Counter[str] = Counter()
         self._worst: dict[str, tuple[float, int, int, float]] = {}
         self._ahead: dict[str, int] = {}
-        self._used = Counter[str]()
+        self._used: defaultdict[str, float] = defaultdict(float)
         self._taken: dict[str, list[float]] = {model.name: [0.0, 0.0] for model in workload.models}
         self._loading = self._busy_s = self._device_s = self._decide_s = 0.0
         self._swaps = self._requeues = self._events = self._working = self._devices = 0

@@ -169,12 +169,25 @@ def quarantine(failures: int, rest_s: float) -> list[Command]:
 
 
 def barred(core: Core) -> None:
-    """w1 has failed three jobs in a row."""
+    """w1 has failed three jobs in a row; w2 serves the same model, and is full."""
     core.after(20.0)
     core.lease(lease_s=1e6, capacity=4)
+    core.lease("w2", lease_s=1e6, capacity=0)
     assert finish(core, "a", BROKE) == []
     assert finish(core, "bb", BROKE) == []
     assert finish(core, "ccc", BROKE) == quarantine(3, 60.0)
+
+
+def test_the_last_worker_of_a_model_is_not_barred() -> None:
+    """Row 10: jobs that break their group must not stop the others."""
+    core = Core()
+    core.after(20.0)
+    core.lease(lease_s=1e6, capacity=4)
+    core.lease("w2", lease_s=1e6, capacity=0, models=("other",))
+    for name in ("a", "bb", "ccc", "dddd"):
+        assert finish(core, name, BROKE) == []
+    assert core.state.bars == {}
+    assert core.seen(job("e", revision=1)) == [write("e", to("w1"))]
 
 
 def test_a_worker_that_fails_in_a_row_gets_nothing_and_then_one_job() -> None:
