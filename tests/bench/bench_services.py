@@ -26,7 +26,7 @@ gives the first progress of the stage `denoise`, on an idle worker; it includes 
 write, assignment, the frame to rank 0, the stages before denoising, and the way of the progress back. With the dummy
 engine nothing but the services is measured; the demo model adds the engine's own preparation and text encoder.
 
-The demo job: the same request (photo, prompt, 256x256, 17 frames, 8 steps) through the services, from sending the
+The demo job: the same request (photo, prompt, 256x256, 17 frames, 4 steps) through the services, from sending the
 POST to the stream's terminal event, and by `workers.engine.direct` in one process, from call to finished file. Warm,
 in turns, one rank each with the same number of threads. Medians over the turns; (smallest to largest).
 """
@@ -106,7 +106,7 @@ def _demo(folder: Path, submits: int, turns: int) -> tuple[list[float], list[flo
 
 def _photo_job(fleet: Fleet, client: httpx.Client) -> float:
     photo = (ROOT / "deploy" / "assets" / "photo.jpg").read_bytes()
-    fields = {"prompt": "pan left", "size": "256x256", "num_frames": "17", "steps": "8", "seed": "1"}
+    fields = {"prompt": "pan left", "size": "256x256", "num_frames": "17", "steps": "4", "seed": "1"}
     began = time.perf_counter()
     answer = client.post(f"{fleet.url}/v1/jobs", data=fields, files={"image": ("photo.jpg", photo, "image/jpeg")})
     states = [

@@ -26,7 +26,7 @@ def main() -> None:
         height=256,
         num_frames=17,
         fps=engine.card.fps.default,
-        steps=8,
+        steps=4,
         guidance_scale=engine.card.guidance_scale.default,
         shift=engine.card.shift.default,
         solver=engine.card.solvers[0],
