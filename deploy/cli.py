@@ -178,7 +178,9 @@ def run(arguments: Sequence[str]) -> int:
     except Refused as error:
         _complain(str(error))
         for each in error.errors:
-            _tell(f"  {each.field}: {each.message}" if each.field else f"  {each.message}")
+            line = f"{each.field}: {each.message}" if each.field else each.message
+            if line != str(error):  # the gateway's own sentence may be that of the only field
+                _tell(f"  {line}")
         return USAGE if error.status in (400, 413, 415, 422) else FAILED
     except (SettingsError, pools.PoolError) as error:
         _complain(str(error))
