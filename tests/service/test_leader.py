@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -19,13 +18,6 @@ QUEUED, RUNNING, SUCCEEDED = State.QUEUED, State.RUNNING, State.SUCCEEDED
 LEASE_S = 3.0
 #: Within this a standby must have taken over (the promise).
 TAKEOVER_S = 5.0
-
-
-@pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    made = Room()
-    yield made
-    await made.close()
 
 
 def leaders(*schedulers: Scheduler) -> list[str]:

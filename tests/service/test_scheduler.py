@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import replace as replace_entry
-
 import pytest
 from msgspec.structs import replace
 
-from shared.bus import Entry
 from shared.messages import (
     Assign,
     AssignReply,
@@ -33,17 +29,6 @@ from tests.support.scripted_worker import DONE
 
 QUEUED, ASSIGNED, RUNNING, CANCELLING = State.QUEUED, State.ASSIGNED, State.RUNNING, State.CANCELLING
 SUCCEEDED, FAILED, CANCELLED = State.SUCCEEDED, State.FAILED, State.CANCELLED
-
-
-def replace_timestamp(entry: Entry, seconds: float) -> Entry:
-    return replace_entry(entry, timestamp=entry.timestamp + seconds)
-
-
-@pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    made = Room()
-    yield made
-    await made.close()
 
 
 async def test_a_job_is_assigned_runs_and_succeeds(room: Room) -> None:

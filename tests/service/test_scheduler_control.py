@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from shared.messages import (
     Failed,
     QueueControl,
@@ -22,13 +18,6 @@ from tests.support.scheduling import Room
 
 QUEUED, RUNNING, SUCCEEDED = State.QUEUED, State.RUNNING, State.SUCCEEDED
 BROKE = Failed(reason="device_error", message="lost")
-
-
-@pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    made = Room()
-    yield made
-    await made.close()
 
 
 async def test_hold_and_release_outlive_the_scheduler(room: Room) -> None:
@@ -98,6 +87,7 @@ async def test_what_a_tenant_used_is_written_down_and_read_again(room: Room) -> 
 async def test_a_quarantine_is_written_down_and_found_again(room: Room) -> None:
     await room.scheduler()
     worker = await room.worker(name="w1")
+    await room.worker(name="w2", capacity=0)  # full; a model's last worker would be spared
     for name in ("a", "b", "c"):
         await room.submit(name, max_attempts=1)
         await room.until(name, RUNNING)

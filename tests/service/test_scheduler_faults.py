@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import replace as replace_entry
-
 import pytest
 
 from scheduler.decide import decide
 from scheduler.events import Tick
-from shared.bus import Entry
 from shared.errors import BucketFull
 from shared.messages import (
     Assign,
@@ -24,17 +20,6 @@ from tests.support.scheduling import AlwaysLeads, Room
 
 QUEUED, ASSIGNED, RUNNING, CANCELLING = State.QUEUED, State.ASSIGNED, State.RUNNING, State.CANCELLING
 SUCCEEDED, FAILED, CANCELLED = State.SUCCEEDED, State.FAILED, State.CANCELLED
-
-
-def replace_timestamp(entry: Entry, seconds: float) -> Entry:
-    return replace_entry(entry, timestamp=entry.timestamp + seconds)
-
-
-@pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    made = Room()
-    yield made
-    await made.close()
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace as replace_entry
 
 import pytest
@@ -10,7 +9,6 @@ from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from scheduler.policy import Times
-from shared.bus import Entry
 from shared.lifecycle import Stamp, cancel
 from shared.messages import (
     JobRecord,
@@ -25,17 +23,6 @@ from tests.support.scheduling import REQUEST, Room
 
 QUEUED, ASSIGNED, RUNNING, CANCELLING = State.QUEUED, State.ASSIGNED, State.RUNNING, State.CANCELLING
 SUCCEEDED, FAILED, CANCELLED = State.SUCCEEDED, State.FAILED, State.CANCELLED
-
-
-def replace_timestamp(entry: Entry, seconds: float) -> Entry:
-    return replace_entry(entry, timestamp=entry.timestamp + seconds)
-
-
-@pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    made = Room()
-    yield made
-    await made.close()
 
 
 # --- cancel ----------------------------------------------------------------------------------------------------------
@@ -181,7 +168,7 @@ async def test_a_jump_of_any_clock_ends_no_job(room: Room) -> None:
     await room.clock.advance(1.0)
     stream = room.broker.streams["jobs"]
     entry = stream.last[job]
-    ahead = replace_timestamp(entry, 3600.0)
+    ahead = replace_entry(entry, timestamp=entry.timestamp + 3600.0)
     stream.last[job] = ahead
     await room.clock.advance(20.0)
     assert (await room.record(job)).state is QUEUED
