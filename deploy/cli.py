@@ -43,11 +43,14 @@ for command in (jobs.submit, jobs.watch, jobs.cancel, jobs.jobs):
 app.command(operators.retry, group=_JOBS)
 for deed in (operators.hold, operators.release, operators.drain, operators.resume):
     app.command(deed, group=_OPERATORS)
-
+# Loaded when it is asked for: it brings the bus along.
+app.command("deploy.history.command:main", name="check", group=_OPERATORS, help="Say which promise is broken, if any.")
 
 Host = Annotated[str | None, setting("host", "Address that the gateway listens on.")]
 Port = Annotated[int | None, setting("port", "Port of the gateway; 0 takes a free one (`up` only).")]
 LogLevel = Annotated[str | None, setting("log_level", "debug, info, warning or error.")]
+
+
 # --- services --------------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,12 @@ A folder, and not the object store of NATS, holds the files of one machine: see 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +37,10 @@ _CHUNK = 1024 * 1024
 #: A file of up to this size goes into a folder with five system calls, here and now: the way to the store's own
 #: threads and back costs several times as much.
 _SMALL = 64 * 1024
+#: obstore's own threads let go of an answered call a moment after its answer is there. An interpreter that ends in
+#: that moment aborts the process (one exit in forty, where listing was the last thing done), so it waits it out.
+_LETTING_GO_S = 0.05
+atexit.register(time.sleep, _LETTING_GO_S)
 
 
 class Stored(Struct, frozen=True, kw_only=True):

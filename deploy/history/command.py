@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from deploy.history.check import Finding, check
 from deploy.history.reading import read, read_submits
 from shared.artifacts import open_store
-from shared.errors import GenfleetError
+from shared.errors import BusUnavailable, GenfleetError
 from shared.nats_bus import connect
 from shared.settings import Settings, load
+from shared.telemetry import configure
 
 #: Bounds on connecting, and on reading everything.
 CONNECT_S = 10.0
@@ -25,8 +26,11 @@ READ_S = 900.0
 async def report(settings: Settings, submits: Path | None, *, at_rest: bool, contents: bool) -> list[Finding]:
     """Everything that is wrong with the fleet of those settings. Raises as ``read`` and ``read_submits``."""
     promised = read_submits(submits) if submits else []
-    async with asyncio.timeout(CONNECT_S):
-        bus = await connect(settings, name="history")
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            bus = await connect(settings, name="history")
+    except TimeoutError as error:
+        raise BusUnavailable(f"no broker that takes us answers at {settings.nats_url}") from error
     try:
         async with asyncio.timeout(READ_S):
             snapshot = await read(bus, open_store(settings.artifacts), contents=contents)
@@ -59,6 +63,7 @@ def main(
     try:
         settings = load()
         settings = replace(settings, nats_url=nats_url or settings.nats_url, artifacts=artifacts or settings.artifacts)
+        configure("check", replace(settings, log_level="error"))
         found = asyncio.run(report(settings, submits, at_rest=at_rest, contents=contents))
     except (GenfleetError, OSError, TimeoutError, msgspec.MsgspecError) as error:
         print(f"could not find out: {error or type(error).__name__}", file=sys.stderr)

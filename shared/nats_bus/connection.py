@@ -268,6 +268,6 @@ class Connection:
         self._mark_lost()
 
     async def _failed(self, error: Exception) -> None:
-        _LOG.info("the bus reports", error=str(error) or type(error).__name__)
+        _LOG.debug("the bus reports", error=str(error) or type(error).__name__)
         if self._opened and not self._client.is_connected:  # while opening, another server may still answer
             self._mark_lost()
