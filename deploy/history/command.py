@@ -26,6 +26,7 @@ READ_S = 900.0
 async def report(settings: Settings, submits: Path | None, *, at_rest: bool, contents: bool) -> list[Finding]:
     """Everything that is wrong with the fleet of those settings. Raises as ``read`` and ``read_submits``."""
     promised = read_submits(submits) if submits else []
+    configure("check", replace(settings, log_level="error"))  # what the bus has to say is for services
     try:
         async with asyncio.timeout(CONNECT_S):
             bus = await connect(settings, name="history")
@@ -63,7 +64,6 @@ def main(
     try:
         settings = load()
         settings = replace(settings, nats_url=nats_url or settings.nats_url, artifacts=artifacts or settings.artifacts)
-        configure("check", replace(settings, log_level="error"))
         found = asyncio.run(report(settings, submits, at_rest=at_rest, contents=contents))
     except (GenfleetError, OSError, TimeoutError, msgspec.MsgspecError) as error:
         print(f"could not find out: {error or type(error).__name__}", file=sys.stderr)
