@@ -30,6 +30,9 @@ the step itself (128x128, 5 frames), since progress tells of a step when it is d
 The demo job: the same request (photo, prompt, 256x256, 17 frames, 4 steps) through the services, from sending the
 POST to the stream's terminal event, and by `workers.engine.direct` in one process, from call to finished file. Warm,
 in turns, one rank each with the same number of threads. Medians over the turns; (smallest to largest).
+
+Start: from launching `genfleet up` with the demo model on one rank, in an empty folder, until it says that it is ready,
+which is when its worker has loaded the model and is idle.
 """
 
 
@@ -41,6 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         dummy = _first_steps(Path(folder) / "dummy", "dummy", given.submits)
+        starts = [_start(Path(folder) / f"start-{turn}") for turn in range(3)]
         demo, services, direct = _demo(Path(folder) / "demo", given.submits // 2, given.turns)
     rows = []
     for name, seconds in (("dummy engine", dummy), ("demo model", demo)):
@@ -57,8 +61,19 @@ def main() -> None:
         ),
     )
     extra = f"The services cost {1000 * (a - b):+.0f} ms, {100 * (a / b - 1):+.1f} % of the direct call."
-    report.write("services", "What the services cost", METHOD, f"{first}\n\n{job}\n\n{extra}")
+    report.write("services", "What the services cost", METHOD, f"{first}\n\n{job}\n\n{extra}\n\n{_said(starts)}")
     _plot(dummy, demo, services, direct)
+
+
+def _start(folder: Path) -> float:
+    began = time.perf_counter()
+    with Fleet(folder, "--group-size", "1", "--device", "cpu"):
+        return time.perf_counter() - began
+
+
+def _said(starts: list[float]) -> str:
+    middle, low, high = report.spread(starts)
+    return f"`genfleet up` was ready after {middle:.1f} s ({low:.1f} to {high:.1f}, {len(starts)} starts)."
 
 
 def _first_steps(folder: Path, model: str, submits: int) -> list[float]:
