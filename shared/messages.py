@@ -41,6 +41,9 @@ class Task(StrEnum):
     TEXT_TO_VIDEO = "text-to-video"
     IMAGE_TO_VIDEO = "image-to-video"
     TEXT_TO_IMAGE = "text-to-image"
+    FIRST_LAST_FRAME_TO_VIDEO = "first-last-frame-to-video"
+    VIDEO_TO_VIDEO = "video-to-video"
+    VIDEO_EDITING = "video-editing"
 
 
 class Reason(StrEnum):
@@ -97,6 +100,7 @@ class Parallel(Struct, frozen=True, kw_only=True):
 
     cfg_size: int | None = None
     ulysses_size: int | None = None
+    ring_size: int | None = None
     vae_parallel: bool | None = None
     dit_fsdp: bool | None = None
     t5_fsdp: bool | None = None
@@ -109,6 +113,23 @@ class AttentionCache(Struct, frozen=True, kw_only=True):
     start_step: int
     interval: int
     end_step: int
+
+
+class StepCache(Struct, frozen=True, kw_only=True):
+    """Reuse of what all blocks after the first add, while the first block's own residual changes by less than
+    ``threshold`` (relative, L1) since the step that computed all; by 0-based step, only for ``start_step <= step <
+    end_step`` (None: to the last)."""
+
+    threshold: float
+    start_step: int = 0
+    end_step: int | None = None
+
+
+class LoraUse(Struct, frozen=True, kw_only=True):
+    """A LoRA by its name in the pool, and the weight with which its delta is added."""
+
+    name: str
+    weight: float = 1.0
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):
@@ -131,8 +152,20 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     image: Input | None = None
     last_image: Input | None = None
     video: Input | None = None
+    #: Video editing: where to make anew (white) and what to keep (black), as a clip or one picture for all frames.
+    mask: Input | None = None
+    #: Video editing: pictures of what is to appear.
+    references: tuple[Input, ...] = ()
+    #: Video-to-video: 0..1, how much of the clip is made anew; None leaves it to the card.
+    strength: float | None = None
+    #: Guidance of the second expert, where a model has two; None: as the first.
+    guidance_scale_2: float | None = None
+    #: Video editing: how strongly the control clip acts, 0..2.
+    control_scale: float | None = None
+    loras: tuple[LoraUse, ...] = ()
     parallel: Parallel = Parallel()
     cache: AttentionCache | None = None
+    step_cache: StepCache | None = None
     output_format: str = "mp4"
     #: For the dummy engine only: what to pretend (see ``workers.engine.dummy``).
     dummy: dict[str, float | str] | None = None
@@ -233,13 +266,27 @@ class FloatRange(Struct, frozen=True, kw_only=True):
 
 
 class Layout(Struct, frozen=True, kw_only=True):
-    """How a group's ranks share one job: ``cfg * ulysses`` ranks (1 means off); FSDP and VAE split span the group."""
+    """How a group's ranks share one job: ``cfg * ulysses * ring`` ranks (1 means off); FSDP and VAE split span the
+    group."""
 
     cfg: int = 1
     ulysses: int = 1
+    ring: int = 1
     dit_fsdp: bool = False
     t5_fsdp: bool = False
     vae_parallel: bool = False
+
+
+class Footprint(Struct, frozen=True, kw_only=True):
+    """Device memory that a model takes per rank of a group of that width, in bytes: what stays (weights), and what a
+    job of the card's largest size adds. Estimated from shapes, or measured where ``measured_on`` names a device."""
+
+    width: int
+    dit_fsdp: bool = False
+    t5_fsdp: bool = False
+    weights: int
+    largest_job: int
+    measured_on: str = ""
 
 
 class ModelCard(Message, frozen=True, kw_only=True, tag="model_card"):
@@ -266,6 +313,15 @@ class ModelCard(Message, frozen=True, kw_only=True, tag="model_card"):
     #: Attention heads of the denoiser: a Ulysses degree must divide it.
     heads: int = 1
     cache: AttentionCache | None = None
+    step_cache: StepCache | None = None
+    #: Inputs beyond those that the tasks need: ``last_image``, ``mask``, ``references``.
+    also_takes: tuple[str, ...] = ()
+    guidance_scale_2: FloatRange | None = None
+    strength: FloatRange | None = None
+    control_scale: FloatRange | None = None
+    #: LoRAs that jobs may name.
+    loras: tuple[str, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
 
 
 class WorkerState(StrEnum):
@@ -301,6 +357,8 @@ class WorkerLease(Message, frozen=True, kw_only=True, tag="worker"):
     host: str = ""
     device: str = "cpu"
     device_name: str = ""
+    #: Bytes of memory of the smallest device of the group; 0: not known.
+    device_memory: int = 0
     width: int = 1
     full_width: int = 1
     models: tuple[str, ...] = ()

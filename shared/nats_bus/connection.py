@@ -132,15 +132,36 @@ class Connection:
             NoResponders: nobody listens.
             BusUnavailable: no answer.
         """
+        token = str(next(self._tokens))
+        message = await self._answer_to(token, subject, payload, self._inbox + token, headers, timeout_s)
+        if message.headers is not None and not message.data and message.headers.get("Status") == "503":
+            raise NoResponders(subject)
+        return message
+
+    async def settled(self) -> None:
+        """Wait until the server has taken what was sent before.
+
+        By a message to ourselves: nats-py's ``flush`` writes its PING past what still waits to be sent, so that it
+        returns before the server has seen a subscription made just before it.
+
+        Raises:
+            BusUnavailable: it does not answer.
+        """
+        token = str(next(self._tokens))
+        await self._answer_to(token, self._inbox + token, b"", "", None, CALL_TIMEOUT_S)
+
+    async def _answer_to(
+        self, token: str, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None, timeout_s: float
+    ) -> Msg:
+        """Send a message and wait for one to our inbox under that token."""
         if self.lost:
             raise BusUnavailable
         loop = asyncio.get_running_loop()
-        token = str(next(self._tokens))
         answer: asyncio.Future[Msg | None] = loop.create_future()
         self._waiting[token] = answer
         limit = loop.call_later(timeout_s, self._give_up, token)
         try:
-            await self._send(subject, payload, self._inbox + token, headers)
+            await self._send(subject, payload, reply, headers)
             message = await answer
         except NatsError as error:
             raise BusUnavailable(str(error)) from error
@@ -149,8 +170,6 @@ class Connection:
             self._waiting.pop(token, None)
         if message is None:
             raise BusUnavailable
-        if message.headers is not None and not message.data and message.headers.get("Status") == "503":
-            raise NoResponders(subject)
         return message
 
     async def api(self, subject: str, body: object, kind: type[A], timeout_s: float = CALL_TIMEOUT_S) -> A:
@@ -212,19 +231,6 @@ class Connection:
         if not self.lost:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
-
-    async def settled(self) -> None:
-        """Wait until the server has taken what was sent before.
-
-        Raises:
-            BusUnavailable: it does not answer.
-        """
-        if self.lost:
-            raise BusUnavailable
-        try:
-            await self._client.flush(timeout=int(CALL_TIMEOUT_S))
-        except (NatsError, OSError) as error:
-            raise BusUnavailable(str(error)) from error
 
     async def close(self) -> None:
         """Give it up; never raises because the server is away."""

@@ -296,6 +296,18 @@ async def test_a_request_is_answered(world: World) -> None:
     assert answers == [str(n).encode()[::-1] for n in range(10, 60)]
 
 
+async def test_a_subscription_that_was_made_is_heard_by_everybody_at_once(world: World) -> None:
+    a, b = await world.connect("a"), await world.connect("b")
+
+    async def handler(payload: bytes) -> bytes:
+        return payload
+
+    for n in range(300):
+        subscription = await b.subscribe(f"worker.w{n}.assign", handler)
+        assert await a.request(f"worker.w{n}.assign", b"1", 5.0) == b"1"
+        await subscription.close()
+
+
 async def test_a_request_that_nobody_hears_says_so(world: World) -> None:
     bus = await world.connect()
     with pytest.raises(NoResponders):
