@@ -1,8 +1,8 @@
 """The scheduler's shell: tells the core what happens, and does what the core commands.
 
 Three followers (jobs, workers, results; see ``watch``) and a ticker feed ``decide``; each command becomes work on a
-lane with bounded concurrency, whose outcome is fed back. Any number of these may run at once on one broker: every write
-is a compare-and-set (see ``writes``).
+lane with bounded concurrency, whose outcome is fed back (``writes``, ``sends``). Any number of these may run at once on
+one broker: every write is a compare-and-set.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import assert_never, cast
-
-import msgspec
 
 from scheduler.archive import Archive
 from scheduler.commands import (
@@ -27,13 +25,9 @@ from scheduler.commands import (
 )
 from scheduler.decide import decide
 from scheduler.events import (
-    Answer,
-    AssignAnswered,
     CaughtUp,
     Event,
     Leads,
-    NoAnswer,
-    NoListener,
     Reset,
     Stream,
     Tick,
@@ -43,6 +37,7 @@ from scheduler.leader import Election, Leader
 from scheduler.ledger import Ledger
 from scheduler.metrics import Metrics
 from scheduler.policy import Times
+from scheduler.sends import Sends
 from scheduler.state import CoreState
 from scheduler.sweep import Sweep
 from scheduler.watch import Watch
@@ -50,27 +45,15 @@ from scheduler.writes import Writes
 from shared.artifacts import Artifacts
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
-from shared.errors import BucketFull, BusUnavailable, InvalidKey, NoResponders
-from shared.messages import (
-    Accepted,
-    Assign,
-    AssignReply,
-    CancelOrder,
-    JobRecord,
-    State,
-    decode,
-    encode,
-)
 from shared.settings import Settings
-from shared.telemetry import about, log
-from shared.topology import CONTROL, JOBS, ORDERS, RESULTS, USAGE, WORKERS, assign_subject, cancel_key, nudge_subject
+from shared.telemetry import log
+from shared.topology import CONTROL, JOBS, RESULTS, USAGE, WORKERS
 
 TICK_S = 0.1
 WRITES_AT_ONCE = 64
 REQUESTS_AT_ONCE = 512
 
 _LOG = log(__name__)
-_replies: msgspec.json.Decoder[AssignReply] = msgspec.json.Decoder(AssignReply)
 
 
 def times_of(settings: Settings) -> Times:
@@ -140,7 +123,6 @@ class Scheduler:
         self._clock = clock
         self._jobs = bus.bucket(JOBS.name)
         self._results = bus.bucket(RESULTS.name)
-        self._orders = bus.bucket(ORDERS.name)
         self._leases = bus.bucket(WORKERS.name)
         self._archive = Archive(bus, settings, clock, self.metrics, artifacts, lambda: self.state.ready)
         self._sweep = None
@@ -151,6 +133,7 @@ class Scheduler:
         self.election = election or Leader(
             bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
         )
+        self._sends = Sends(bus, settings, clock, self._watch, self.metrics, self.election.leads, self._feed)
         self._ledger = Ledger(bus, clock, self.state.shares, lambda: self.state.ready, self._watch.age, self._feed)
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
@@ -258,9 +241,9 @@ class Scheduler:
             case WriteQuarantine():
                 self._writing.put(lambda: self._ledger.write(command))
             case SendAssign():
-                self._asking.put(lambda: self._send(command))
+                self._asking.put(lambda: self._sends.send(command))
             case SendCancel():
-                self._asking.put(lambda: self._order(command))
+                self._asking.put(lambda: self._sends.order(command))
             case _:
                 assert_never(command)
 
@@ -269,58 +252,3 @@ class Scheduler:
             await self._writes.write(command)
         else:
             self._feed(WriteLost(now=self._now(), job=command.job))
-
-    async def _send(self, command: SendAssign) -> None:
-        if not self.election.leads():
-            self._feed(AssignAnswered(now=self._now(), job=command.job, epoch=command.epoch, answer=NoAnswer()))
-            return
-        entry = await self._watch.at(command.job, command.revision)
-        answer: Answer = NoAnswer()
-        if entry is not None and entry.value is not None:
-            with about(command.job, command.epoch):
-                answer = await self._ask(command, entry.value)
-                if not isinstance(answer, Accepted):
-                    _LOG.info("not_accepted", worker=command.worker, answer=type(answer).__name__)
-        if command.decided is not None and isinstance(answer, Accepted):
-            self.metrics.assign.observe(self._now() - command.decided)
-        self._feed(AssignAnswered(now=self._now(), job=command.job, epoch=command.epoch, answer=answer))
-
-    async def _ask(self, command: SendAssign, value: bytes) -> Answer:
-        try:
-            record = decode(value, JobRecord)
-            message = Assign(
-                job=command.job,
-                epoch=command.epoch,
-                worker=command.worker,
-                incarnation=command.incarnation,
-                request=record.request,
-                run_timeout_s=record.run_timeout_s,
-                tenant=record.tenant,
-            )
-            subject = assign_subject(command.worker, command.incarnation)
-            return _replies.decode(await self._bus.request(subject, encode(message), self._settings.assign_timeout_s))
-        except NoResponders:
-            return NoListener()
-        except (BusUnavailable, InvalidKey):
-            return NoAnswer()
-        except msgspec.MsgspecError as error:
-            _LOG.error("neither_a_record_nor_a_reply", worker=command.worker, error=str(error))
-            return NoAnswer()
-
-    async def _order(self, command: SendCancel) -> None:
-        try:
-            seen = await self._watch.look(command.job)
-        except msgspec.MsgspecError:
-            return
-        if seen is not None:
-            here = (seen.epoch, seen.worker, seen.incarnation) == (command.epoch, command.worker, command.incarnation)
-            if seen.epoch < command.epoch or (here and seen.state in (State.ASSIGNED, State.RUNNING)):
-                return
-        key = cancel_key(command.worker, command.incarnation, command.job, command.epoch)
-        order = encode(CancelOrder(job=command.job, epoch=command.epoch))
-        try:
-            await self._watch.answered(lambda: self._orders.put(key, order))
-            await self._bus.publish(nudge_subject(command.worker, command.incarnation), order)
-        except (BusUnavailable, BucketFull, InvalidKey) as error:
-            # The core asks again for as long as it matters.
-            _LOG.warning("order_not_sent", job=command.job, epoch=command.epoch, error=type(error).__name__)
