@@ -461,7 +461,7 @@ async def test_a_jump_of_the_brokers_clock_expires_nothing(
 async def test_a_full_archive_makes_room_by_itself(
     broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.archive.EXPIRED_AT_ONCE", 2)
+    monkeypatch.setattr("scheduler.retention.EXPIRED_AT_ONCE", 2)
     stream = broker.streams[ARCHIVE.name]
     async with housed(broker, tmp_path) as house:
         jobs = [await house.ended() for _ in range(3)]
