@@ -5,7 +5,7 @@
     shares    what each tenant has used, and where that puts its lanes (see ``shares``)
     workers   per name: the last lease, the jobs that are there by the records, the queues it can serve
     free      per queue: the workers that fit and have a slot, longest idle first
-    timers    one heap of (due, what, id); a timer only says "look again", so a stale one does no harm
+    timers    when to look again (see ``timers``)
 
 Nothing here decides. ``decide`` is the only door through which a state changes; this module keeps the indexes true
 while it does (``invariants.check`` says what true means). Removal from a heap is lazy: an entry is live while it is
@@ -16,37 +16,32 @@ Longer than one page, because these indexes are true only together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-
 from scheduler import lanes
 from scheduler.entities import Job, Lane, Queue, Tenant, Worker
 from scheduler.events import Stream, Summary, Wish
 from scheduler.policy import Bar, Times, Why, fit, rank
 from scheduler.shares import Shares
-from shared.messages import Result, State
+from scheduler.timers import Timers
+from shared.messages import State
 
 _ENDED_KEPT = 10_000
 _QUEUES_KEPT = 1_024
 
 
-class CoreState:
+class CoreState(Timers):
     """All that the core knows. See the module's text."""
 
     def __init__(self, times: Times | None = None) -> None:
+        super().__init__()
         self.times = times or Times()
-        self.now = 0.0
         #: Seconds of unbroken contact at the last tick, and since when this process has been awake without a gap.
         self.contact_s = 0.0
         self.awake_since: float | None = None
         self.caught: set[Stream] = set()
         #: Whether this process is the leader: one that is not (a standby) only learns.
         self.leading = True
-        self.jobs: dict[str, Job] = {}
-        self.workers: dict[str, Worker] = {}
         self.queues: dict[Wish, Queue] = {}
         self.by_model: dict[str, list[Queue]] = {}
-        self.results: dict[str, list[Result]] = {}
         self.ended: dict[str, int] = {}
         self.shares = Shares(self.times)
         #: An operator holds the queue: nothing is given out.
@@ -55,7 +50,6 @@ class CoreState:
         self.drained: set[str] = set()
         self.bars: dict[str, Bar] = {}
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
-        self.timers: list[tuple[float, int, str]] = []
         # Work of the decision being made.
         self.touched: dict[str, None] = {}
         self.fresh: list[str] = []
@@ -324,49 +318,3 @@ class CoreState:
         worker.gone = True
         self.refit(worker)
         del self.workers[worker.name]
-
-    # --- timers ------------------------------------------------------------------------------------------------
-
-    def wake_job(self, job: Job, at: float) -> None:
-        """Look at the job again at that time at the latest."""
-        if job.wake is None or at < job.wake:
-            job.wake = at
-            self._push(at, 0, job.id)
-
-    def wake_worker(self, worker: Worker, at: float) -> None:
-        """Look at the worker again at that time at the latest."""
-        if worker.wake is None or at < worker.wake:
-            worker.wake = at
-            self._push(at, 1, worker.name)
-
-    def wake_results(self, job: str, at: float) -> None:
-        """Look at the results of an unknown job again at that time."""
-        self._push(at, 2, job)
-
-    def _push(self, at: float, kind: int, name: str) -> None:
-        if len(self.timers) > 2 * (len(self.jobs) + len(self.workers) + len(self.results)) + 1024:
-            # Most are of jobs that have ended since.
-            self.timers = [entry for entry in self.timers if self._awaited(entry)]
-            heapify(self.timers)
-        heappush(self.timers, (at, kind, name))
-
-    def _awaited(self, entry: tuple[float, int, str]) -> bool:
-        at, kind, name = entry
-        if kind == 0:
-            return name in self.jobs and self.jobs[name].wake == at
-        if kind == 1:
-            return name in self.workers and self.workers[name].wake == at
-        return name in self.results
-
-    def due(self) -> Iterator[tuple[int, str]]:
-        """The timers that are due, taken off; kinds: 0 a job, 1 a worker, 2 results."""
-        while self.timers and self.timers[0][0] <= self.now:
-            entry = heappop(self.timers)
-            if not self._awaited(entry):
-                continue
-            _, kind, name = entry
-            if kind == 0:
-                self.jobs[name].wake = None
-            elif kind == 1:
-                self.workers[name].wake = None
-            yield kind, name
