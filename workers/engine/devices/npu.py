@@ -1,6 +1,7 @@
 """Ascend devices with HCCL. ``torch_npu`` is imported here and nowhere else.
 
-The operator and its arguments are those of torch_npu 2.13.0's schema ``npu_fusion_attention``.
+What is called here, and how, is checked against torch_npu 2.13.0's own schemas without hardware: see
+``tests/support/npu`` and ``tests/engine/test_npu.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ import torch_npu
 from torch import Tensor
 from typing_extensions import override
 
+from workers.engine.devices import ascend_errors
 from workers.engine.devices.base import Device, Kind, Memory
+
+
+class TorchsOwn(Sdpa):
+    """Torch's attention as torch_npu implements it: its operators for log-sum-exp are those of other vendors."""
+
+    gives_lse = False
 
 
 class Npu(Device):
@@ -46,3 +54,11 @@ class Npu(Device):
         scale = q.shape[-1] ** -0.5
         out: Tensor = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=scale)[0]
         return out
+
+    @override
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return super().is_out_of_memory(error) or ascend_errors.is_out_of_memory(error)
+
+    @override
+    def is_sticky(self, error: BaseException) -> bool:
+        return super().is_sticky(error) or ascend_errors.is_sticky(error)
