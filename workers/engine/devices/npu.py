@@ -12,7 +12,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from workers.engine.devices import ascend_errors
+from workers.engine.devices.attention import Attention, Sdpa, SdpaMath
 from workers.engine.devices.base import Device, Kind, Memory
+
+
+class FusionAttention(Attention):
+    """CANN's fused attention; its softmax maxima and sums come as [B, H, S, 8], eight times the same."""
+
+    name = "npu-fusion"
+    gives_lse = True
+
+    @override
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = q.shape[-1] ** -0.5
+        out: Tensor = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=scale)[0]
+        return out
+
+    @override
+    def with_lse(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scale = q.shape[-1] ** -0.5
+        out, largest, total = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=scale)[:3]
+        lse: Tensor = (largest + torch.log(total))[..., 0].transpose(1, 2)
+        return out, lse
 
 
 class TorchsOwn(Sdpa):
@@ -31,6 +52,7 @@ class Npu(Device):
     kind: Kind = "npu"
     backend = "hccl"
     dtype = torch.bfloat16
+    kernel: Attention = FusionAttention()
 
     def __init__(self, local_rank: int) -> None:
         self.torch_device = torch.device("npu", local_rank)
@@ -50,10 +72,8 @@ class Npu(Device):
         torch_npu.npu.empty_cache()
 
     @override
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        out: Tensor = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=scale)[0]
-        return out
+    def kernels(self) -> tuple[Attention, ...]:
+        return FusionAttention(), TorchsOwn(), SdpaMath()
 
     @override
     def is_out_of_memory(self, error: BaseException) -> bool:
