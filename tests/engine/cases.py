@@ -67,13 +67,14 @@ def outcome(model: Wan, job: Job, course: Course) -> Outcome:
     cache = Cache(request.cache, request.steps)
     conditions = model.conditions(job, model.texts(request, course), course)
     place = model.prepare(job.layout, cache)
-    state = model.start(request, request.seed)
+    state = model.start(request, request.seed, conditions)
     for after in model.denoising(request, state, conditions, place, course):
         state = after
-    frames = [frame for chunk in decode.frames(model._vae, state.latents, model._vae_split(job)) for frame in chunk]
+    latents = conditions.given.end(state.latents)
+    frames = [frame for chunk in decode.frames(model._vae, latents, model._vae_split(job)) for frame in chunk]
     held = sum(parameter.numel() for parameter in _local(model))
     stacked = np.stack(frames) if frames else np.zeros(0, np.uint8)
-    return Outcome(state.latents.numpy(), stacked, cache.reused, held)
+    return Outcome(latents.numpy(), stacked, cache.reused, held)
 
 
 def _local(model: Wan) -> list[torch.Tensor]:
@@ -166,12 +167,12 @@ def poisoned_then_next(ranks: Ranks, folder: Path, request: JobRequest, bad: int
     model = family(folder, ranks.world)
     layout, usual = model.layouts[0], model.start
 
-    def broken(request: JobRequest, seed: int) -> Any:
-        state = usual(request, seed)
+    def broken(*args: Any) -> Any:
+        state = usual(*args)
         return replace(state, latents=state.latents * float("nan"))
 
     if ranks.rank == bad:
-        model.start = broken  # type: ignore[method-assign]
+        model.start = broken  # type: ignore[method-assign,assignment]
     told = ""
     try:
         model.run(job_of(request, layout, None), _course(lockstep(ranks)))

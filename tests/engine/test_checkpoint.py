@@ -37,6 +37,8 @@ def test_what_a_folder_says(checkpoints: Folders) -> None:
     assert (image.takes_image, image.has_clip, image.vae.scale_factor_temporal) == (True, True, 4)
     assert (text.takes_image, text.has_clip) == (False, False)
     assert checkpoint.read(checkpoints("wan22-i2v")).boundary_ratio == 0.9
+    assert (image.conditioning, text.conditioning) == ("image_channels", "text")
+    assert checkpoint.read(checkpoints("wan22-ti2v")).conditioning == "first_frame"
 
 
 @pytest.mark.parametrize(
@@ -94,11 +96,6 @@ def test_not_a_diffusers_folder(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("[")
     with pytest.raises(CannotLoad, match=r"model_index\.json"):
         checkpoint.read(tmp_path)
-
-
-def test_timesteps_per_token_are_not_served(checkpoints: Folders) -> None:
-    with pytest.raises(CannotLoad, match="expand_timesteps"):
-        checkpoint.read(checkpoints("wan22-ti2v"))
 
 
 def test_weights_of_another_size_are_named(copy: Path) -> None:

@@ -17,6 +17,7 @@ from workers.engine.course import Alone
 from workers.engine.direct import Direct
 from workers.engine.errors import OutOfMemory, PeersLost
 from workers.engine.families.base import Job
+from workers.engine.families.wan_conditions.image_channels import Channels
 from workers.engine.media import read_picture
 from workers.engine.rank import leave_failure
 from workers.link import Done, Refused
@@ -35,9 +36,9 @@ def channels(folder: Path, image: Path) -> torch.Tensor:
     model = cases.family(folder, 1)
     asked = image_request()
     job = Job(asked, model.layouts[0], {"image": read_picture(image, asked.width, asked.height)}, None)
-    made = model.conditions(job, (), cases._course(Alone())).channels
-    assert made is not None
-    return made
+    made = model.conditions(job, (), cases._course(Alone())).given
+    assert isinstance(made, Channels)
+    return made.channels
 
 
 def test_the_condition_video_holds_the_picture_once_or_in_every_frame(checkpoints: Folders, tmp_path: Path) -> None:
@@ -62,9 +63,9 @@ def test_an_image_model_does_text_only_if_its_folder_says_how(checkpoints: Folde
     assert isinstance(Direct(folder).run(request(), {}, tmp_path / "out"), Done)
     model = cases.family(folder, 1)
     job = cases.job_of(request(), model.check(request()), None)
-    made = model.conditions(job, (), cases._course(Alone())).channels
-    assert made is not None
-    assert not made.any()
+    made = model.conditions(job, (), cases._course(Alone())).given
+    assert isinstance(made, Channels)
+    assert not made.channels.any()
     assert np.isfinite(cases.alone(folder, request()).latents).all()
 
 

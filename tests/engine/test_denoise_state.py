@@ -28,7 +28,7 @@ def test_continued_from_bytes_at_every_step_gives_the_same(checkpoints: Folders,
     job = cases.job_of(asked, model.check(asked), None)
     conditions = model.conditions(job, model.texts(asked, course), course)
     place = model.prepare(job.layout, Cache(None, 4))
-    states = [model.start(asked, asked.seed)]
+    states = [model.start(asked, asked.seed, conditions)]
     states += model.denoising(asked, states[0], conditions, place, course)
     assert [state.step for state in states] == [0, 1, 2, 3, 4]
     for state in states[:-1]:

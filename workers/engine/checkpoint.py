@@ -30,6 +30,9 @@ class TransformerConfig(Struct, frozen=True):
     out_channels: int = 16
     text_dim: int = 4096
     image_dim: int | None = None
+    pos_embed_seq_len: int | None = None
+    vace_layers: tuple[int, ...] | None = None
+    vace_in_channels: int = 96
 
 
 class VaeConfig(Struct, frozen=True):
@@ -82,6 +85,30 @@ class Checkpoint(Struct, frozen=True):
     extras: Extras
     boundary_ratio: float | None = None
     scheduler: SchedulerConfig = SchedulerConfig()
+    #: The transformer takes a timestep per token, and the first latent frame may be given (Wan2.2 TI2V).
+    expand_timesteps: bool = False
+
+    @property
+    def conditioning(self) -> Literal["text", "image_channels", "first_frame", "control"]:
+        """What the denoiser is conditioned with beside text."""
+        if self.transformer.vace_layers is not None:
+            return "control"
+        if self.expand_timesteps:
+            return "first_frame"
+        return "image_channels" if self.takes_image else "text"
+
+    @property
+    def takes_first_frame(self) -> bool:
+        """Of a checkpoint with condition channels: a first frame alone. One that has learnt positions of two pictures'
+        CLIP features always wants two."""
+        return self.transformer.pos_embed_seq_len is None
+
+    @property
+    def takes_last_frame(self) -> bool:
+        """Of a checkpoint with condition channels: a first and a last frame."""
+        if self.extras.image_condition != "first_frame":
+            return False
+        return not self.has_clip or not self.takes_first_frame
 
     @property
     def takes_image(self) -> bool:
@@ -95,9 +122,9 @@ class Checkpoint(Struct, frozen=True):
 
 
 _NEEDED = {
-    "transformer": "WanTransformer3DModel",
-    "vae": "AutoencoderKLWan",
-    "text_encoder": "UMT5EncoderModel",
+    "transformer": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel",),
 }
 _WITH_TENSORS = ("transformer", "transformer_2", "vae", "text_encoder", "image_encoder")
 
@@ -111,13 +138,11 @@ def read(folder: Path) -> Checkpoint:
     index = _json(folder / "model_index.json", dict[str, msgspec.Raw])
     parts = _parts(folder, index)
     pipeline = _value(index, "_class_name", str) or ""
-    if _value(index, "expand_timesteps", bool):
-        raise CannotLoad(f"{folder / 'model_index.json'}: `expand_timesteps` models (Wan2.2 TI2V) are not served")
     for part, wanted in _NEEDED.items():
         if part not in parts:
             raise CannotLoad(f"{folder / 'model_index.json'}: names no {part}")
-        if parts[part] != wanted:
-            raise CannotLoad(f"{folder / 'model_index.json'}: {part} is a {parts[part]}, not a {wanted}")
+        if parts[part] not in wanted:
+            raise CannotLoad(f"{folder / 'model_index.json'}: {part} is a {parts[part]}, not a {' or '.join(wanted)}")
     for part in ("transformer", "transformer_2", "vae"):
         if part in parts:
             _check_class(folder / part / "config.json", parts[part])
@@ -136,7 +161,8 @@ def read(folder: Path) -> Checkpoint:
     boundary = _value(index, "boundary_ratio", float)
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = _json(scheduler_file, SchedulerConfig) if scheduler_file.exists() else SchedulerConfig()
-    return Checkpoint(folder, pipeline, parts, transformer, vae, extras, boundary, scheduler)
+    expand = _value(index, "expand_timesteps", bool) or False
+    return Checkpoint(folder, pipeline, parts, transformer, vae, extras, boundary, scheduler, expand)
 
 
 def weight_files(part: Path) -> list[Path]:

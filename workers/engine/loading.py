@@ -48,9 +48,11 @@ def load(
     progress = _Progress(checkpoint, on_loading)
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 
     experts = [part for part in ("transformer", "transformer_2") if part in checkpoint.parts]
-    transformers = tuple(_fill(WanTransformer3DModel, checkpoint, part, device, dtype, progress) for part in experts)
+    model_class = WanTransformer3DModel if checkpoint.transformer.vace_layers is None else WanVACETransformer3DModel
+    transformers = tuple(_fill(model_class, checkpoint, part, device, dtype, progress) for part in experts)
     vae = _fill(AutoencoderKLWan, checkpoint, "vae", device, torch.float32, progress)
     text_encoder = _text_encoder(checkpoint, device, dtype, progress)
     tokenizer = _tokenizer(checkpoint)

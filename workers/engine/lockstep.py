@@ -17,18 +17,19 @@ from msgspec import Struct
 
 from shared.messages import Failure, JobRequest, Layout
 from workers.engine.errors import PeersLost
-from workers.engine.media import Picture
+from workers.engine.media import Clip, Picture
 
 #: A rank that is silent this long in a collective of the control group is lost.
 TIMEOUT_S = 600.0
 
 
 class Work(Struct, frozen=True, tag="work"):
-    """Do this job, in that layout, with those pictures."""
+    """Do this job, in that layout, with those pictures and clips."""
 
     request: JobRequest
     layout: Layout
     pictures: dict[str, Picture]
+    clips: dict[str, Clip] = {}
 
 
 class Beat(Struct, frozen=True, tag="beat"):

@@ -23,6 +23,16 @@ class Picture(Struct, frozen=True):
     rgb: bytes
 
 
+class Clip(Struct, frozen=True):
+    """Frames as they travel between ranks: ``data`` holds frames × height × width × channels bytes."""
+
+    width: int
+    height: int
+    frames: int
+    data: bytes
+    channels: int = 3
+
+
 def read_picture(path: Path, width: int, height: int) -> Picture:
     """The first frame of that file, turned as its EXIF orientation says, in RGB over white, scaled to cover
     ``width`` × ``height`` with its proportions kept, and cut at the centre.

@@ -10,16 +10,19 @@ from msgspec import Struct
 
 from shared.messages import JobRequest, Layout, ModelCard
 from workers.engine.course import Course
-from workers.engine.media import Picture
+from workers.engine.media import Clip, Picture
 from workers.link import OutputFile
 
 Used = dict[str, str | int | float | bool]
 
 
 class Job(Struct, frozen=True):
-    """A job as every rank gets it: rank 0 has checked it, chosen the layout and read the pictures.
+    """A job as every rank gets it: rank 0 has checked it, chosen the layout and read the pictures and clips.
 
     Attributes:
+        pictures: ``image``, ``last_image`` and ``references.0``, ``references.1``, …, of the job's size.
+        clips: ``video`` and ``mask``, of the job's size and frames; a mask has one channel, and may have one frame that
+            holds for all.
         out_dir: where rank 0 leaves the outputs; None on other ranks.
     """
 
@@ -27,6 +30,7 @@ class Job(Struct, frozen=True):
     layout: Layout
     pictures: dict[str, Picture]
     out_dir: Path | None
+    clips: dict[str, Clip] = {}
 
 
 class Made(Struct, frozen=True):

@@ -1,6 +1,7 @@
-"""Wan 2.1 and 2.2 on diffusers' model classes: text-to-video, image-to-video, and text-to-image as one frame.
+"""Wan 2.1 and 2.2 on diffusers' model classes, in all their kinds; text-to-image is one frame.
 
-The way of a job, each line a stage: encode text → encode image → denoise → decode and mux, frame by frame.
+The way of a job, each line a stage: encode text → encode image → denoise → decode and mux, frame by frame. What a kind
+of checkpoint is conditioned with, and which tasks it has by that, is in ``wan_conditions``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from workers.engine.devices.base import Device
 from workers.engine.errors import NotFinite, NotServed
 from workers.engine.families import ending, wan_parallel
 from workers.engine.families.base import Job, Laps, Made, Used
+from workers.engine.families.wan_conditions import kinds
+from workers.engine.families.wan_conditions.base import Condition, Eyes, check_inputs
 from workers.engine.loading import Components
-from workers.engine.media import Picture
 from workers.engine.parallel import layouts
 from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
-from workers.engine.stages import decode, denoise, encode_image
+from workers.engine.stages import decode, denoise
 from workers.engine.stages.encode_text import TextEncoder
 from workers.link import OutputFile
 from workers.pool import Pool
@@ -35,10 +37,10 @@ _CLIP_TEXT_TOKENS = 512
 
 
 class Conditions:
-    """What one job's denoiser is conditioned with: per branch the text, and the image in its two forms."""
+    """What one job's denoiser is conditioned with: per branch the text, and what else its kind of checkpoint is."""
 
-    def __init__(self, texts: tuple[Tensor, ...], channels: Tensor | None, features: Tensor | None) -> None:
-        self.texts, self.channels, self.features = texts, channels, features
+    def __init__(self, texts: tuple[Tensor, ...], given: Condition) -> None:
+        self.texts, self.given = texts, given
 
 
 class Wan:
@@ -61,7 +63,8 @@ class Wan:
         self._checkpoint, self._device, self._mesh, self._pool = checkpoint, device, mesh, pool
         self._transformers = components.transformers
         self._vae = components.vae
-        self._clip = (components.image_encoder, components.image_processor)
+        clip = (components.image_encoder, components.image_processor)
+        self._conditioner = kinds.conditioner(Eyes(checkpoint, self._vae, *clip, device.torch_device))
         self._sequences = [wan_parallel.install(model, index, device) for index, model in enumerate(self._transformers)]
         self._split = WidthSplit(self._vae, mesh.everyone) if mesh.everyone is not None else None
         self._shard(components)
@@ -78,7 +81,7 @@ class Wan:
 
             if default.dit_fsdp:
                 for model in self._transformers:
-                    shard(model, model.blocks, self._mesh.flat())
+                    shard(model, (*model.blocks, *getattr(model, "vace_blocks", ())), self._mesh.flat())
             if default.t5_fsdp:
                 encoder = components.text_encoder
                 shard(encoder, encoder.encoder.block, self._mesh.flat())
@@ -95,10 +98,10 @@ class Wan:
         self._check_size(request)
         if request.task == Task.TEXT_TO_IMAGE and request.num_frames != 1:
             raise NotServed(f"num_frames: text-to-image is one frame, not {request.num_frames}")
-        if request.task == Task.IMAGE_TO_VIDEO and request.image is None:
-            raise NotServed("image: image-to-video needs one")
-        if request.last_image is not None or request.video is not None:
-            raise NotServed("last_image, video: not among this model's inputs")
+        if request.guidance_scale_2 is not None and len(self._transformers) == 1:
+            raise NotServed("guidance_scale_2: this model has one expert only")
+        check_inputs(self._conditioner.takes, request)
+        self._conditioner.check(request)
         return layouts.choose(self.layouts, request.parallel)
 
     def _check_size(self, request: JobRequest) -> None:
@@ -122,13 +125,8 @@ class Wan:
         text = self._encode_text(self.card.negative_prompt)
         _, rows, columns = config.transformer.patch_size
         latents = torch.zeros(1, config.vae.z_dim, 1, rows, columns * self._mesh.world, device=text.device)
-        channels = self._no_channels(latents) if config.takes_image else None
-        features = None
-        if config.has_clip:
-            side = columns * config.vae.scale_factor_spatial
-            features = self._features(Picture(side, side, bytes(side * side * 3)))
         place = self.prepare(self.layouts[0], Cache(None, 0))
-        model = self._model(Conditions((text, text), channels, features))
+        model = self._model(Conditions((text, text), self._conditioner.blank(latents)))
         state = denoise.start(tuple(latents.shape), 0, latents.device)
         state = denoise.advance(state, noise.schedule("unipc", 1, 1.0), model, 2.0, place)
         for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
@@ -158,12 +156,13 @@ class Wan:
             done = index * request.steps
             cache = Cache(request.cache, request.steps)
             place = self.prepare(job.layout, cache)
-            state = self.start(request, request.seed + index)
+            state = self.start(request, request.seed + index, conditions)
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
             cache.clear()
             laps.lap("denoise_s")
-            files += ending.finish(self._vae, state.latents, self._vae_split(job), job, index, course)
+            latents = conditions.given.end(state.latents)
+            files += ending.finish(self._vae, latents, self._vae_split(job), job, index, course)
             laps.lap("decode_s")
         used: Used = {
             "cfg_size": job.layout.cfg,
@@ -179,7 +178,8 @@ class Wan:
 
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
-        prompts = [request.prompt, request.negative_prompt] if request.guidance_scale > 1.0 else [request.prompt]
+        guided = max(request.guidance_scale, request.guidance_scale_2 or 0.0) > 1.0
+        prompts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
         if self.layouts[0].t5_fsdp:
             return tuple(self._encode_text(prompt) for prompt in prompts)
         with course.agreed(0):
@@ -187,44 +187,22 @@ class Wan:
 
     def conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
         """All that the job's denoiser is conditioned with."""
-        config, request = self._checkpoint, job.request
-        if not config.takes_image:
-            return Conditions(texts, None, None)
-        picture = job.pictures.get("image")
-        if picture is None:
-            return Conditions(texts, self._no_channels(self.start(request, 0).latents), None)
-        split = self._vae_split(job)
-        if split is not None:
-            channels = self._channels(request, picture, split)
-        with course.agreed(0):
-            if split is None:
-                channels = self._channels(request, picture, None)
-            features = self._features(picture) if config.has_clip else None
-        return Conditions(texts, channels, features)
-
-    def _channels(self, request: JobRequest, picture: Picture, split: WidthSplit | None) -> Tensor:
-        temporal, mode = self._checkpoint.vae.scale_factor_temporal, self._checkpoint.extras.image_condition
-        device = self._device.torch_device
-        return encode_image.condition(self._vae, picture, request.num_frames, temporal, mode, device, split)
-
-    def _no_channels(self, latents: Tensor) -> Tensor:
-        """The condition of a job without a picture: mask and latents all zero."""
-        extra = self._checkpoint.transformer.in_channels - latents.shape[1]
-        return latents.new_zeros(latents.shape[0], extra, *latents.shape[2:])
-
-    def _features(self, picture: Picture) -> Tensor:
-        encoder, processor = self._clip
-        return encode_image.clip_features(encoder, processor, picture, self._device.torch_device)
+        return Conditions(texts, self._conditioner.condition(job, self._vae_split(job), course))
 
     def _shape(self, request: JobRequest) -> tuple[int, ...]:
         vae = self._checkpoint.vae
-        frames = (request.num_frames - 1) // vae.scale_factor_temporal + 1
+        frames = (request.num_frames - 1) // vae.scale_factor_temporal + 1 + self._conditioner.extra_frames(request)
         side = vae.scale_factor_spatial
         return (1, vae.z_dim, frames, request.height // side, request.width // side)
 
-    def start(self, request: JobRequest, seed: int) -> denoise.DenoiseState:
+    def start(self, request: JobRequest, seed: int, conditions: Conditions) -> denoise.DenoiseState:
         """The state before the first step."""
-        return denoise.start(self._shape(request), seed, self._device.torch_device)
+        noisy = denoise.start(self._shape(request), seed, self._device.torch_device)
+        return conditions.given.begin(noisy, self._plan(request))
+
+    def _plan(self, request: JobRequest) -> noise.Schedule:
+        prediction = self._checkpoint.scheduler.prediction_type
+        return noise.schedule(request.solver, request.steps, request.shift, prediction)
 
     def prepare(self, layout: Layout, cache: Cache) -> Place:
         """Set the transformers up for a job of that layout with that cache."""
@@ -252,7 +230,7 @@ class Wan:
             course: asked before every step, and once after the last.
             done: steps of earlier outputs of the same job.
         """
-        plan = noise.schedule(request.solver, request.steps, request.shift, self._checkpoint.scheduler.prediction_type)
+        plan = self._plan(request)
         model = self._model(conditions)
         total = request.steps * request.n
         with torch.no_grad():
@@ -260,32 +238,40 @@ class Wan:
                 course.boundary(Stage.DENOISE, done + state.step, total, _not_finite(state))
                 for sequence in self._sequences:
                     sequence.cache.step = state.step
-                state = denoise.advance(state, plan, model, request.guidance_scale, place)
+                guidance = self._guidance(request, plan.timesteps[state.step])
+                state = denoise.advance(state, plan, model, guidance, place)
                 yield state
         output = done // request.steps
         course.reach(Stage.DECODE, output * request.num_frames, request.n * request.num_frames)
         course.settle(done + state.step, _not_finite(state))
 
-    def _model(self, conditions: Conditions) -> denoise.Model:
-        """The denoiser with its conditions; of two experts the one for the timestep's noise level."""
+    def _expert(self, timestep: int) -> int:
+        """Which of the transformers is for that noise level."""
         boundary = self._checkpoint.boundary_ratio
-        low_noise_below = -1.0 if boundary is None else boundary * noise.TRAIN_TIMESTEPS
+        if boundary is None or len(self._transformers) == 1:
+            return 0
+        return int(timestep < boundary * noise.TRAIN_TIMESTEPS)
+
+    def _guidance(self, request: JobRequest, timestep: int) -> float:
+        """The guidance of the expert for that noise level."""
+        of_second = request.guidance_scale_2
+        return request.guidance_scale if of_second is None or self._expert(timestep) == 0 else of_second
+
+    def _model(self, conditions: Conditions) -> denoise.Model:
+        """The denoiser with its conditions."""
 
         def denoiser(latents: Tensor, timestep: int, branch: int) -> Tensor:
-            index = 1 if len(self._transformers) > 1 and timestep < low_noise_below else 0
+            index = self._expert(timestep)
             transformer: Any = self._transformers[index]
             self._sequences[index].branch = branch
             dtype = transformer.dtype
-            inputs = latents if conditions.channels is None else torch.cat([latents, conditions.channels], 1)
-            features = conditions.features
-            if features is None and transformer.config.image_dim is not None:
-                features = inputs.new_zeros(1, 1, transformer.config.image_dim)
+            given = conditions.given.arguments(latents, timestep)
+            timesteps = given.pop("timestep")
             out: Tensor = transformer(
-                hidden_states=inputs.to(dtype),
-                timestep=torch.tensor([timestep], device=latents.device),
+                timestep=timesteps,
                 encoder_hidden_states=conditions.texts[branch].to(dtype),
-                encoder_hidden_states_image=None if features is None else features.to(dtype),
                 return_dict=False,
+                **{name: tensor.to(dtype) for name, tensor in given.items()},
             )[0]
             return out.float()
 
