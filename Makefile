@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo up test soak simulate lint types fmt bench lock
+.PHONY: help setup demo up test soak simulate lint types fmt bench lock npu
 # How long `make soak` goes on, for each of its two halves.
 MINUTES ?= 60
 
@@ -47,3 +47,6 @@ bench: setup ## the benchmarks; they write docs/benchmarks/
 
 lock: ## write what .venv holds into requirements.lock
 	@$(BIN)/python -m pip freeze --all --exclude genfleet --exclude pip | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
+
+npu: setup ## fetch torch_npu's wheel and hold what is known of it against the wheel; NPU=--write writes it anew
+	@$(BIN)/python -m tests.support.npu.facts $(NPU)

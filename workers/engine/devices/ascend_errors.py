@@ -27,8 +27,8 @@ COLLECTIVE = "HCCL function error: "
 #: The runtime's codes 107… are wrong calls, 207… want of a resource; 507… come from the device: an exception or
 #: timeout of a core, a lost heartbeat, an error of its memory or link. What follows on such a context fails too.
 DEVICE_CODES = range(507_000, 508_000)
-#: Waiting for memory on the device, in the runtime's codes.
-MEMORY_CODES = frozenset({207001})
+#: Memory could not be allocated on the device, in the codes of the runtime.
+MEMORY_CODES = frozenset({207001, 207018})
 _CODE = re.compile(r", error code is (\d+)")
 
 
