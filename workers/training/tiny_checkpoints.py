@@ -17,13 +17,26 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from workers.training.text import TEXT_WIDTH, build_encoder, build_tokenizer
 
-FAMILIES: Final = ("wan21-i2v", "wan21-t2v", "wan22-i2v", "wan22-ti2v")
+FAMILIES: Final = (
+    "wan21-i2v",
+    "wan21-flf2v",
+    "wan21-t2v",
+    "wan21-vace",
+    "wan22-i2v",
+    "wan22-t2v",
+    "wan22-ti2v",
+    "wan22-vace",
+)
 _IMAGE_WIDTH: Final = 32
+#: CLIP's tokens of a picture of 28 pixels in patches of 14, and one for the whole.
+_IMAGE_TOKENS: Final = 5
 
 
 def build(family: str, folder: Path, seed: int = 0) -> Path:
@@ -48,7 +61,28 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
                 scheduler=scheduler,
                 transformer=_transformer(seed + 1, channels=16, out=16),
             )
-        case "wan21-i2v":
+        case "wan22-t2v":
+            pipeline = WanPipeline(
+                tokenizer=tokenizer,
+                text_encoder=encoder,
+                vae=_vae(seed),
+                scheduler=scheduler,
+                transformer=_transformer(seed + 1, channels=16, out=16),
+                transformer_2=_transformer(seed + 2, channels=16, out=16),
+                boundary_ratio=0.875,
+            )
+        case "wan21-vace" | "wan22-vace":
+            two = family == "wan22-vace"
+            pipeline = WanVACEPipeline(
+                tokenizer=tokenizer,
+                text_encoder=encoder,
+                vae=_vae(seed),
+                scheduler=scheduler,
+                transformer=_vace_transformer(seed + 1),
+                transformer_2=_vace_transformer(seed + 2) if two else None,
+                boundary_ratio=0.875 if two else None,
+            )
+        case "wan21-i2v" | "wan21-flf2v":
             pipeline = WanImageToVideoPipeline(
                 tokenizer=tokenizer,
                 text_encoder=encoder,
@@ -56,7 +90,9 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
                 image_processor=CLIPImageProcessorPil(crop_size=28, size=28),
                 vae=_vae(seed),
                 scheduler=scheduler,
-                transformer=_transformer(seed + 1, channels=36, out=16, image=True),
+                transformer=_transformer(
+                    seed + 1, channels=36, out=16, image=True, positions=2 * _IMAGE_TOKENS * (family == "wan21-flf2v")
+                ),
             )
         case "wan22-i2v":
             pipeline = WanImageToVideoPipeline(
@@ -83,23 +119,41 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _transformer(seed: int, *, channels: int, out: int, image: bool = False) -> WanTransformer3DModel:
+_SHAPE: Final = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 8,
+    "attention_head_dim": 12,
+    "text_dim": TEXT_WIDTH,
+    "freq_dim": 32,
+    "ffn_dim": 128,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 256,
+}
+
+
+def _transformer(
+    seed: int, *, channels: int, out: int, image: bool = False, positions: int = 0
+) -> WanTransformer3DModel:
     torch.manual_seed(seed)
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=8,
-        attention_head_dim=12,
+    model = WanTransformer3DModel(
+        **_SHAPE,
         in_channels=channels,
         out_channels=out,
-        text_dim=TEXT_WIDTH,
-        freq_dim=32,
-        ffn_dim=128,
-        num_layers=2,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
         image_dim=_IMAGE_WIDTH if image else None,
         added_kv_proj_dim=96 if image else None,
-        rope_max_seq_len=256,
+        pos_embed_seq_len=positions or None,
+    ).eval()
+    if positions:
+        torch.nn.init.normal_(model.condition_embedder.image_embedder.pos_embed)
+    return model
+
+
+def _vace_transformer(seed: int) -> WanVACETransformer3DModel:
+    torch.manual_seed(seed)
+    return WanVACETransformer3DModel(
+        **_SHAPE, in_channels=16, out_channels=16, vace_layers=[0, 1], vace_in_channels=96
     ).eval()
 
 

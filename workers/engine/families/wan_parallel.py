@@ -1,6 +1,6 @@
-"""What is ours inside diffusers' ``WanTransformer3DModel``: self-attention (device's own kernel, Ulysses, the cache)
-and the split of the sequence around the blocks. Installed once; ``Denoiser.use`` then says which layout and which
-cache a job has, so that one loaded model serves jobs of every layout.
+"""What is ours inside diffusers' ``WanTransformer3DModel``, and its kin with VACE's blocks: self-attention (device's own
+kernel, Ulysses, the cache) and the split of the sequence around the blocks. Installed once; ``Sequence`` then says
+which layout and which cache a job has, so that one loaded model serves jobs of every layout.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
     """Put our attention and the sequence's split and gathering into the transformer; gives their shared state."""
     model: Any = transformer
     sequence = Sequence(device)
-    for index, block in enumerate(model.blocks):
+    vace = tuple(getattr(model, "vace_blocks", ()))
+    for index, block in enumerate((*model.blocks, *vace)):
         block.attn1.processor = SelfAttention(expert, index, sequence)
 
     def split_rotary(_module: nn.Module, _args: object, out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,12 +99,33 @@ def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
             return None
         return (ulysses.split_sequence(args[0], sequence.group), *args[1:]), kwargs
 
+    def split_control(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """VACE's first block comes before the others; what it gives to the next ones and to them is a part already."""
+        if sequence.group is None:
+            return None
+        tokens, text, control, *rest = args
+        parts = (ulysses.split_sequence(each, sequence.group) for each in (tokens, control))
+        return (next(parts), text, next(parts), *rest)
+
+    def split_times(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Timesteps per token (TI2V): each rank embeds those of its own part."""
+        length = kwargs.get("timestep_seq_len")
+        if sequence.group is None or length is None:
+            return None
+        times = ulysses.split_sequence(args[0].unflatten(0, (-1, length)), sequence.group)
+        return (times.flatten(), *args[1:]), {**kwargs, "timestep_seq_len": times.shape[1]}
+
     def gather(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
         if sequence.group is None:
             return out
         return ulysses.gather_sequence(out, sequence.group, sequence.length)
 
     model.rope.register_forward_hook(split_rotary)
+    model.condition_embedder.register_forward_pre_hook(split_times, with_kwargs=True)
+    if vace:
+        vace[0].register_forward_pre_hook(split_control)
     model.blocks[0].register_forward_pre_hook(split_tokens, with_kwargs=True)
     model.proj_out.register_forward_hook(gather)
     return sequence
