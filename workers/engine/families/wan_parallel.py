@@ -1,5 +1,5 @@
-"""What is ours inside diffusers' ``WanTransformer3DModel``, and its kin with VACE's blocks: self-attention (device's own
-kernel, Ulysses, the cache) and the split of the sequence around the blocks. Installed once; ``Sequence`` then says
+"""What is ours inside diffusers' ``WanTransformer3DModel``, and its kin with VACE's blocks: self-attention (device's
+own kernel, Ulysses, the cache) and the split of the sequence around the blocks. Installed once; ``Sequence`` then says
 which layout and which cache a job has, so that one loaded model serves jobs of every layout.
 """
 
