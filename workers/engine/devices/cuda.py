@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
+from workers.engine.devices.attention import OF_TORCH, Attention
+from workers.engine.devices.attention_packages import of_packages
 from workers.engine.devices.base import Device, Kind, Memory
 
 
@@ -22,6 +24,11 @@ class Cuda(Device):
     def __init__(self, local_rank: int) -> None:
         self.torch_device = torch.device("cuda", local_rank)
         torch.accelerator.set_device_index(local_rank)
+        self._kernels = (*OF_TORCH, *of_packages())
+
+    @override
+    def kernels(self) -> tuple[Attention, ...]:
+        return self._kernels
 
     @override
     def name(self) -> str:
