@@ -97,12 +97,12 @@ class NatsBucket:
             message = await connection.ask(f"$JS.API.DIRECT.GET.{self._stream}.{self._prefix}{key}", b"")
         except NoResponders as error:
             raise BusUnavailable(f"bucket {self.name} is not there") from error
-        headers = message.headers or {}
+        if message.status == "404":
+            return None
+        headers = message.headers()
         if "Nats-Sequence" not in headers:
-            if headers.get("Status") == "404":
-                return None
-            raise BusUnavailable(f"bucket {self.name} answers {headers.get('Status')}")
-        value = None if is_marker(headers) else message.data
+            raise BusUnavailable(f"bucket {self.name} answers {message.status}")
+        value = None if is_marker(message.head) else message.data
         return Entry(key, value, int(headers["Nats-Sequence"]), _seconds(headers["Nats-Time-Stamp"]))
 
     async def _get_from_leader(self, connection: Connection, key: str) -> Entry | None:
@@ -116,15 +116,10 @@ class NatsBucket:
         if message is None:
             raise BusUnavailable("an answer without a message")
         try:
-            data, raw = base64.b64decode(message.data), base64.b64decode(message.hdrs)
+            data, head = base64.b64decode(message.data), base64.b64decode(message.hdrs)
         except binascii.Error as error:
             raise BusUnavailable("an answer that cannot be read") from error
-        headers = dict(
-            (name.strip(), value.strip())
-            for name, colon, value in (line.partition(":") for line in raw.decode(errors="replace").split("\r\n"))
-            if colon
-        )
-        return Entry(key, None if is_marker(headers) else data, message.seq, _seconds(message.time))
+        return Entry(key, None if is_marker(head) else data, message.seq, _seconds(message.time))
 
     async def create(self, key: str, value: bytes) -> int:
         try:

@@ -11,15 +11,13 @@ import asyncio
 import random
 from collections.abc import Coroutine
 
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-
 from shared.bus import Handler, check_filter, check_key
 from shared.clock import Clock, SystemClock
 from shared.errors import BusError, BusUnavailable, TopologyError
 from shared.nats_bus.bucket import NatsBucket
 from shared.nats_bus.connection import Connection, ServerRefused
 from shared.nats_bus.streams import StreamInfo, ensure, stream_of
+from shared.nats_bus.wire import Msg
 from shared.settings import Settings
 from shared.telemetry import log
 from shared.topology import BUCKETS, BucketSpec
@@ -62,19 +60,19 @@ class NatsSubscription:
         self.subject = subject
         self._bus = bus
         self._handler = handler
-        self._on: tuple[Connection, Subscription] | None = None
+        self._on: tuple[Connection, int] | None = None
 
-    async def attach(self, connection: Connection) -> None:
+    def attach(self, connection: Connection) -> None:
         """Listen on that connection.
 
         Raises:
             BusUnavailable: it broke.
         """
 
-        async def take(message: Msg) -> None:
+        def take(message: Msg) -> None:
             self._bus.spawn(self._answer(connection, message))
 
-        self._on = connection, await connection.listen(self.subject, take)
+        self._on = connection, connection.listen(self.subject, take)
 
     def is_on(self, connection: Connection) -> bool:
         """Whether it listens there."""
@@ -83,8 +81,8 @@ class NatsSubscription:
     async def close(self) -> None:
         self._bus.subscriptions.discard(self)
         if self._on is not None:
-            connection, subscription = self._on
-            await connection.unlisten(subscription)
+            connection, number = self._on
+            connection.unlisten(number)
 
     async def _answer(self, connection: Connection, message: Msg) -> None:
         try:
@@ -95,7 +93,7 @@ class NatsSubscription:
         if reply is None or not message.reply:
             return
         try:
-            await connection.tell(message.reply, reply)
+            connection.tell(message.reply, reply)
         except BusUnavailable:
             _LOG.info("an answer could not be sent", subject=self.subject)
 
@@ -117,7 +115,6 @@ class NatsBus:
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._farewells: set[asyncio.Task[None]] = set()
         self._ensuring = asyncio.Lock()
         self._since: float | None = None
         self._confirmed = 0.0
@@ -143,7 +140,7 @@ class NatsBus:
     async def publish(self, subject: str, payload: bytes) -> None:
         check_key(subject)
         try:
-            await self.connection().tell(subject, payload)
+            self.connection().tell(subject, payload)
         except BusUnavailable:
             _LOG.debug("a message was lost", subject=subject)
 
@@ -154,7 +151,7 @@ class NatsBus:
         connection = self._connection
         if connection is not None:
             try:
-                await subscription.attach(connection)
+                subscription.attach(connection)
                 await connection.settled()
             except BusUnavailable:
                 _LOG.debug("subscribes when the connection is back", subject=subject)
@@ -184,9 +181,8 @@ class NatsBus:
         self._turned.set()
         if connection is not None:
             await connection.close()
-        leaving = handling | self._farewells
-        if leaving:
-            await asyncio.wait(leaving)
+        if handling:
+            await asyncio.wait(handling)
 
     # what buckets and followers use
 
@@ -248,9 +244,7 @@ class NatsBus:
             finally:
                 self._since = None
                 self._connection = None
-                farewell = asyncio.create_task(connection.close())
-                self._farewells.add(farewell)
-                farewell.add_done_callback(self._farewells.discard)
+                connection.abort()
             _LOG.warning("the bus was lost")
 
     async def _open(self) -> Connection:
@@ -258,16 +252,16 @@ class NatsBus:
         try:
             await ensure(connection, self._specs, self._settings.nats_replicas)
             for subscription in tuple(self.subscriptions):
-                await subscription.attach(connection)
+                subscription.attach(connection)
             await connection.settled()
         except BaseException:
-            await connection.close()
+            connection.abort()
             raise
         self._connection = connection
         # A subscription made while we were at it saw no connection.
         for subscription in tuple(self.subscriptions):
             if not subscription.is_on(connection):
-                await subscription.attach(connection)
+                subscription.attach(connection)
         self._since = self._confirmed = self._clock.monotonic()
         self._turned.set()
         if not self._ready.done():

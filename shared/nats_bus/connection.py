@@ -1,27 +1,29 @@
 """One connection to a NATS server, from its opening to its first break.
 
-nats-py can reconnect by itself, but then a request that was in flight waits for its whole timeout, what was buffered
-may be sent after its caller was told that it failed, and a stalled socket can hold the reconnection for ever. So a
-connection is used once: when it breaks, all that wait on it fail at once, what it had not sent is gone with it, and
-the bus opens another.
+A connection is used once: when it breaks, all that wait on it fail at once, what it had not sent is gone with it, and
+the bus opens another. A client that reconnects by itself would send what it had buffered after its caller was told that
+it failed. The protocol is ``wire``'s; what is written in one turn of the loop leaves with one call of the system, and
+what arrives is handed on in the turn in which it was read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+import random
+import secrets
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Struct
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 
 from shared.errors import BusError, BusUnavailable, NoResponders
+from shared.nats_bus import wire
+from shared.nats_bus.wire import Greeting, Info, Msg, Reader, ServerError, WireError, Word
 from shared.settings import Settings
 from shared.telemetry import log
 
@@ -31,8 +33,13 @@ _LOG = log(__name__)
 CALL_TIMEOUT_S = 2.0
 #: How long a new connection may take to be made.
 OPEN_TIMEOUT_S = 4.0
-#: How long a connection that is given up may take to say goodbye.
+#: The same of one server of several.
+_TRY_TIMEOUT_S = 2.0
+#: How long a connection that is given up may take to send what it still has.
 _CLOSE_TIMEOUT_S = 1.0
+#: Bytes that wait for a server which does not read them.
+_MAX_UNSENT = 16 * 1024 * 1024
+_PORT = 4222
 
 
 class ApiError(Struct, frozen=True):
@@ -59,9 +66,10 @@ class ServerRefused(BusError):
 
 
 A = TypeVar("A", bound=Answer)
+Take = Callable[[Msg], None]
 
 
-class Connection:
+class Connection(asyncio.Protocol):
     """See the module. Make one with ``open``.
 
     Attributes:
@@ -71,60 +79,163 @@ class Connection:
 
     def __init__(self) -> None:
         self.lost = False
-        self._opened = False
         self.wakes: set[asyncio.Event] = set()
-        self._client = Client()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = Reader()
+        self._info: asyncio.Future[Info | None] = self._loop.create_future()
+        self._version = (0, 0, 0)
+        self._max_payload = 0
+        self._ended = asyncio.Event()
+        self._complaint = ""
+        self._pongs: deque[asyncio.Future[bool]] = deque()
         self._waiting: dict[str, asyncio.Future[Msg | None]] = {}
-        self._tokens = itertools.count(1)
-        self._inbox = ""
+        self._takes: dict[int, Take] = {}
+        self._tokens = 0
+        self._sids = 0
+        self._inbox = self.inbox() + "."
+
+    # --- its life ----------------------------------------------------------------------------------------------------
 
     @classmethod
     async def open(cls, settings: Settings, name: str) -> Connection:
-        """Connect once.
+        """Connect once, to any of the servers.
 
         Raises:
-            BusUnavailable: the server does not answer, or not to us.
+            BusUnavailable: no server answers, or not to us.
         """
-        self = cls()
+        urls = [url.strip() for url in settings.nats_url.split(",")]
+        why = "no server is named"
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await self._client.connect(
-                    servers=[url.strip() for url in settings.nats_url.split(",")],
-                    name=name,
-                    token=settings.nats_token or None,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=2,
-                    pending_size=0,
-                    ping_interval=2,
-                    error_cb=self._failed,
-                    disconnected_cb=self._broke,
-                    closed_cb=self._broke,
-                )
-                self._inbox = self._client.new_inbox() + "."
-                await self._client.subscribe(self._inbox + "*", cb=self._answered)
-                self._opened = True
-        except (OSError, NatsError, TimeoutError) as error:
-            await self.close()
-            raise BusUnavailable(str(error) or type(error).__name__) from error
-        except BaseException:
-            await self.close()
-            raise
-        return self
+                for url in random.sample(urls, len(urls)):
+                    self = cls()
+                    try:
+                        async with asyncio.timeout(_TRY_TIMEOUT_S):
+                            await self._open(url, settings.nats_token, name)
+                        return self
+                    except (OSError, ValueError, BusUnavailable) as error:  # a TimeoutError is an OSError
+                        why = str(error) or self._complaint or type(error).__name__
+                        self.abort()
+                    except BaseException:
+                        self.abort()
+                        raise
+        except TimeoutError:
+            why = "no server answered in time"
+        raise BusUnavailable(why)
+
+    async def _open(self, url: str, token: str, name: str) -> None:
+        to = urlsplit(url if "://" in url else f"nats://{url}")
+        host = to.hostname or "127.0.0.1"
+        await self._loop.create_connection(lambda: self, host, to.port or _PORT)
+        info = await self._info
+        if info is None:
+            raise BusUnavailable(self._complaint)
+        if info.tls_required or to.scheme == "tls":
+            plain = cast("asyncio.WriteTransport", self._transport)
+            context = ssl.create_default_context()
+            tls = await self._loop.start_tls(plain, self, context, server_hostname=host)
+            self._transport = cast("asyncio.Transport", tls)
+        greeting = Greeting(name=name, version="1", auth_token=token)
+        if to.password is not None:
+            greeting.user, greeting.password = unquote(to.username or ""), unquote(to.password)
+        elif to.username:
+            greeting.auth_token = unquote(to.username)
+        self._write(wire.connect(greeting) + wire.subscribe(self._inbox + "*", self._listen(self._answered)))
+        await self.settled()
+
+    async def close(self) -> None:
+        """End it in good order; never raises because the server is away. What is not sent a moment later is dropped."""
+        self._mark_lost()
+        if self._transport is None:
+            return
+        self._transport.close()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._ended.wait()
+        except TimeoutError:
+            _LOG.debug("a connection ended without a goodbye")
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop it, and what it has not sent."""
+        self._mark_lost()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _mark_lost(self) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_result(None)
+        for pong in self._pongs:
+            if not pong.done():
+                pong.set_result(False)
+        if not self._info.done():
+            self._info.set_result(None)
+        for wake in self.wakes:
+            wake.set()
+
+    # --- asyncio.Protocol --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not one by inheritance
+        if self.lost:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            said = self._reader.feed(data)
+        except WireError as error:
+            self._complain(str(error))
+            self.abort()
+            return
+        for one in said:
+            match one:
+                case Msg():
+                    take = self._takes.get(one.sid)
+                    if take is not None:
+                        take(one)
+                case Word.PING:
+                    self._write(wire.PONG)
+                case Word.PONG:
+                    pong = self._pongs.popleft() if self._pongs else None
+                    if pong is not None and not pong.done():
+                        pong.set_result(True)
+                case Info():
+                    self._max_payload = one.max_payload
+                    if not self._info.done():
+                        self._version = one.version_number
+                        self._info.set_result(one)
+                case ServerError():
+                    self._complain(one.text)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            self._complain(str(error))
+        self._ended.set()
+        self._mark_lost()
+
+    def _complain(self, text: str) -> None:
+        self._complaint = text
+        _LOG.debug("the bus reports", error=text)
+
+    # --- for the bus -------------------------------------------------------------------------------------------------
 
     @property
     def server_version(self) -> tuple[int, int, int]:
         """The server's version, e.g. ``(2, 9, 10)``."""
-        version = self._client.connected_server_version
-        return version.major, version.minor, version.patch
+        return self._version
 
     def inbox(self) -> str:
         """A subject that nobody else uses."""
-        return self._client.new_inbox()
+        return f"_INBOX.{secrets.token_hex(11)}"
 
     async def ask(
-        self, subject: str, payload: bytes, timeout_s: float = CALL_TIMEOUT_S, headers: dict[str, Any] | None = None
+        self, subject: str, payload: bytes, timeout_s: float = CALL_TIMEOUT_S, headers: dict[str, str] | None = None
     ) -> Msg:
         """Send a request and wait for its answer.
 
@@ -132,45 +243,38 @@ class Connection:
             NoResponders: nobody listens.
             BusUnavailable: no answer.
         """
-        token = str(next(self._tokens))
-        message = await self._answer_to(token, subject, payload, self._inbox + token, headers, timeout_s)
-        if message.headers is not None and not message.data and message.headers.get("Status") == "503":
+        self._tokens += 1
+        token = str(self._tokens)
+        self._send(subject, payload, self._inbox + token, headers)
+        answer: asyncio.Future[Msg | None] = self._loop.create_future()
+        self._waiting[token] = answer
+        limit = self._loop.call_later(timeout_s, _give_up, answer)
+        try:
+            message = await answer
+        finally:
+            limit.cancel()
+            del self._waiting[token]
+        if message is None:
+            raise BusUnavailable
+        if message.head and not message.data and message.status == "503":
             raise NoResponders(subject)
         return message
 
     async def settled(self) -> None:
         """Wait until the server has taken what was sent before.
 
-        By a message to ourselves: nats-py's ``flush`` writes its PING past what still waits to be sent, so that it
-        returns before the server has seen a subscription made just before it.
-
         Raises:
             BusUnavailable: it does not answer.
         """
-        token = str(next(self._tokens))
-        await self._answer_to(token, self._inbox + token, b"", "", None, CALL_TIMEOUT_S)
-
-    async def _answer_to(
-        self, token: str, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None, timeout_s: float
-    ) -> Msg:
-        """Send a message and wait for one to our inbox under that token."""
-        if self.lost:
-            raise BusUnavailable
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Msg | None] = loop.create_future()
-        self._waiting[token] = answer
-        limit = loop.call_later(timeout_s, self._give_up, token)
+        self._write(wire.PING)
+        pong: asyncio.Future[bool] = self._loop.create_future()
+        self._pongs.append(pong)
+        limit = self._loop.call_later(CALL_TIMEOUT_S, _give_up, pong)
         try:
-            await self._send(subject, payload, reply, headers)
-            message = await answer
-        except NatsError as error:
-            raise BusUnavailable(str(error)) from error
+            if not await pong:
+                raise BusUnavailable(self._complaint)
         finally:
             limit.cancel()
-            self._waiting.pop(token, None)
-        if message is None:
-            raise BusUnavailable
-        return message
 
     async def api(self, subject: str, body: object, kind: type[A], timeout_s: float = CALL_TIMEOUT_S) -> A:
         """Call JetStream's API.
@@ -192,88 +296,53 @@ class Connection:
             raise ServerRefused(answer.error)
         return answer
 
-    async def tell(self, subject: str, payload: bytes, reply: str = "") -> None:
+    def tell(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send a message.
 
         Raises:
             BusUnavailable: there is no connection.
         """
-        if self.lost:
-            raise BusUnavailable
-        try:
-            await self._send(subject, payload, reply, None)
-        except NatsError as error:
-            raise BusUnavailable(str(error)) from error
+        self._send(subject, payload, reply, None)
 
-    async def _send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
-        """Publish. nats-py swallows a cancellation that meets it waiting for room to write; it is raised here."""
-        task = asyncio.current_task()
-        before = task.cancelling() if task is not None else 0
-        await self._client.publish(subject, payload, reply=reply, headers=headers)
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-    async def listen(self, subject: str, take: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Call ``take`` with each message of the subject, one after the other.
+    def listen(self, subject: str, take: Take) -> int:
+        """Call ``take`` with each message of the subject, in the order in which they come; what ``unlisten`` takes.
 
         Raises:
             BusUnavailable: there is no connection.
         """
-        if self.lost:
-            raise BusUnavailable
-        try:
-            return await self._client.subscribe(subject, cb=take)
-        except NatsError as error:
-            raise BusUnavailable(str(error)) from error
+        sid = self._listen(take)
+        self._write(wire.subscribe(subject, sid))
+        return sid
 
-    async def unlisten(self, subscription: Subscription) -> None:
+    def _listen(self, take: Take) -> int:
+        self._sids += 1
+        self._takes[self._sids] = take
+        return self._sids
+
+    def unlisten(self, sid: int) -> None:
         """End ``listen``."""
-        if not self.lost:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
+        self._takes.pop(sid, None)
+        with contextlib.suppress(BusUnavailable):
+            self._write(wire.unsubscribe(sid))
 
-    async def close(self) -> None:
-        """Give it up; never raises because the server is away."""
-        self._mark_lost()
-        try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await self._client.close()
-        except (OSError, NatsError, TimeoutError) as error:
-            _LOG.debug("a connection ended without a goodbye", error=str(error) or type(error).__name__)
-        finally:
-            self._abort()
+    def _send(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        if len(payload) > self._max_payload:
+            raise BusUnavailable(f"a message of {len(payload)} bytes; the server takes {self._max_payload}")
+        self._write(wire.publish(subject, reply, payload, headers))
 
-    def _abort(self) -> None:
-        """Drop the socket and what it had not sent. nats-py has no call for it: its own close waits for a peer that
-        hangs to read everything, and would leave the socket open, to be read from later."""
-        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
-        if isinstance(writer, asyncio.StreamWriter):
-            writer.transport.abort()
+    def _write(self, data: bytes) -> None:
+        if self.lost or self._transport is None:
+            raise BusUnavailable
+        if self._transport.get_write_buffer_size() > _MAX_UNSENT:
+            raise BusUnavailable("the server does not read")
+        self._transport.write(data)
 
-    def _mark_lost(self) -> None:
-        if self.lost:
-            return
-        self.lost = True
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_result(None)
-        for wake in self.wakes:
-            wake.set()
-
-    def _give_up(self, token: str) -> None:
-        answer = self._waiting.get(token)
-        if answer is not None and not answer.done():
-            answer.set_result(None)
-
-    async def _answered(self, message: Msg) -> None:
+    def _answered(self, message: Msg) -> None:
         answer = self._waiting.get(message.subject[len(self._inbox) :])
         if answer is not None and not answer.done():
             answer.set_result(message)
 
-    async def _broke(self) -> None:
-        self._mark_lost()
 
-    async def _failed(self, error: Exception) -> None:
-        _LOG.debug("the bus reports", error=str(error) or type(error).__name__)
-        if self._opened and not self._client.is_connected:  # while opening, another server may still answer
-            self._mark_lost()
+def _give_up(answer: asyncio.Future[Msg | None] | asyncio.Future[bool]) -> None:
+    if not answer.done():
+        cast("asyncio.Future[object]", answer).set_result(None)

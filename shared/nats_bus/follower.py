@@ -16,13 +16,12 @@ from typing import Protocol
 
 import msgspec
 from msgspec import Struct
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from shared.bus import Batch, Entry
 from shared.errors import BusUnavailable
 from shared.nats_bus.connection import Answer, Connection, ServerRefused
 from shared.nats_bus.streams import StreamInfo, prefix_of, stream_of
+from shared.nats_bus.wire import Msg
 from shared.telemetry import log
 
 _LOG = log(__name__)
@@ -36,8 +35,8 @@ _INACTIVE_S = 120
 _PAUSES_S = (0.02, 0.1, 0.3, 1.0)
 _NS = 1_000_000_000
 
-#: Values of the header ``KV-Operation`` that make a message a marker.
-MARKERS = frozenset({"DEL", "PURGE"})
+#: Headers that make a message a marker; the last is of newer servers, for what has expired.
+_MARKERS = (b"KV-Operation: DEL", b"KV-Operation: PURGE", b"Nats-Marker-Reason:")
 
 
 class _Consumer(Answer, kw_only=True):
@@ -73,9 +72,9 @@ class Live(Protocol):
         ...
 
 
-def is_marker(headers: dict[str, str] | None) -> bool:
-    """Whether a message with these headers is a deletion marker."""
-    return headers is not None and (headers.get("KV-Operation") in MARKERS or "Nats-Marker-Reason" in headers)
+def is_marker(head: bytes) -> bool:
+    """Whether a message with this head is a deletion marker."""
+    return head != b"" and any(marker in head for marker in _MARKERS)
 
 
 async def follow(bus: Live, bucket: str, keys: str, after: int | None) -> AsyncIterator[Batch]:
@@ -107,7 +106,7 @@ async def follow(bus: Live, bucket: str, keys: str, after: int | None) -> AsyncI
                 await bus.ensure(connection)  # the stream may be gone
         finally:
             if feed is not None:
-                await feed.close()
+                feed.close()
         await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
         failures += 1
 
@@ -122,7 +121,7 @@ class _Feed:
         self._skip = len(prefix_of(bucket))
         self._consumer = f"follow-{secrets.token_hex(8)}"
         self._inbox = connection.inbox()
-        self._subscription: Subscription | None = None
+        self._listening: int | None = None
         self._arrived: list[Msg] = []
         self._wake = asyncio.Event()
         self._outstanding = 0
@@ -135,7 +134,7 @@ class _Feed:
         self = cls(connection, bucket)
         connection.wakes.add(self._wake)
         try:
-            self._subscription = await connection.listen(self._inbox, self._take)
+            self._listening = connection.listen(self._inbox, self._take)
             config: dict[str, str | int | bool] = {
                 "name": self._consumer,
                 "ack_policy": "none",
@@ -153,7 +152,7 @@ class _Feed:
                 _Consumer,
             )
         except BaseException:
-            await self.close()
+            self.close()
             raise
         self.pending = made.num_pending
         self._said_caught_up = not self.pending
@@ -163,7 +162,7 @@ class _Feed:
     async def read(self) -> tuple[list[Entry], bool]:
         """The next entries, and whether nothing more was pending behind them."""
         if not self._outstanding and not self._arrived:
-            await self._connection.tell(
+            self._connection.tell(
                 f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
                 _PULL if self._said_caught_up else _FIRST_PULL,
                 self._inbox,
@@ -193,7 +192,7 @@ class _Feed:
                 raise BusUnavailable("a message was lost on the way")
             self._delivered += 1
             self._outstanding -= 1
-            value = None if is_marker(message.headers) else message.data
+            value = None if is_marker(message.head) else message.data
             entries.append(Entry(message.subject[self._skip :], value, int(fields[5]), int(fields[7]) / _NS))
             pending = int(fields[8])
         if entries and not self._said_caught_up and entries[-1].revision >= self._last:
@@ -204,10 +203,9 @@ class _Feed:
 
     def _status(self, message: Msg) -> bool:
         """Take a message about the pull itself; whether it says that nothing is pending."""
-        headers = message.headers or {}
-        match headers.get("Status"):
+        match message.status:
             case "100":  # the heartbeat of a pull with nothing to give
-                if int(headers.get("Nats-Last-Consumer") or self._delivered) != self._delivered:
+                if int(message.headers().get("Nats-Last-Consumer") or self._delivered) != self._delivered:
                     raise BusUnavailable("a message was lost on the way")
             case "404" | "408":  # the pull has expired
                 self._outstanding = 0
@@ -215,15 +213,15 @@ class _Feed:
                 raise BusUnavailable(f"the consumer ended: {status}")
         return True
 
-    async def _take(self, message: Msg) -> None:
+    def _take(self, message: Msg) -> None:
         self._arrived.append(message)
         self._wake.set()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._connection.wakes.discard(self._wake)
-        if self._subscription is not None:
+        if self._listening is not None:
             with contextlib.suppress(BusUnavailable):
                 # Nobody waits for the answer: a server that hangs must not hold up who leaves.
                 gone = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
-                await self._connection.tell(gone, b"", reply=self._inbox)
-            await self._connection.unlisten(self._subscription)
+                self._connection.tell(gone, b"", reply=self._inbox)
+            self._connection.unlisten(self._listening)
