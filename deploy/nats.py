@@ -45,22 +45,27 @@ def unpack(into: Path) -> Path:
         raise NatsServerMissing
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nats-", dir=into) as folder:
-        place = Path(folder)
+        place = Path(folder).resolve()  # apt takes a relative path as one from the root
         if not _download(place, []):
             # The machine's lists are empty or old: fetch them into a folder of our own, which needs no root either.
-            lists, cache = place / "lists", place / "cache"
-            (lists / "partial").mkdir(parents=True)
-            (cache / "archives" / "partial").mkdir(parents=True)
-            own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Debug::NoLocking=1"]
-            updated = _run(["apt-get", "-q", *own, "update"], place)
+            own = own_lists(place)
+            updated = run(["apt-get", "-q", *own, "update"], place)
             if updated.returncode or not _download(place, own):
                 raise NatsServerMissing(f"no package of nats-server: {updated.stderr.strip()[-300:]}")
-        package = next(place.glob(f"{BINARY}_*.deb"))
-        unpacked = _run(["dpkg-deb", "-x", package.name, "files"], place)
-        binary = place / "files" / "usr" / "sbin" / BINARY
-        if unpacked.returncode or not binary.is_file():
-            raise NatsServerMissing(f"the package cannot be unpacked: {unpacked.stderr.strip()[-300:]}")
-        return binary.replace(into / BINARY).resolve()
+        return taken_out(next(place.glob(f"{BINARY}_*.deb")), into / BINARY)
+
+
+def taken_out(package: Path, target: Path) -> Path:
+    """Move the binary out of that package, which lies in a folder of its own, to the target.
+
+    Raises:
+        NatsServerMissing: it cannot be unpacked.
+    """
+    unpacked = run(["dpkg-deb", "-x", package.name, "files"], package.parent)
+    binary = package.parent / "files" / "usr" / "sbin" / BINARY
+    if unpacked.returncode or not binary.is_file():
+        raise NatsServerMissing(f"the package cannot be unpacked: {unpacked.stderr.strip()[-300:]}")
+    return binary.replace(target).resolve()
 
 
 def ensure(tools: Path) -> Path:
@@ -100,10 +105,19 @@ def config(
     )
 
 
+def own_lists(place: Path) -> list[str]:
+    """Options that make apt keep its lists in that folder, which needs no root."""
+    lists, cache = place / "lists", place / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    return ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Debug::NoLocking=1"]
+
+
 def _download(place: Path, options: list[str]) -> bool:
-    done = _run(["apt-get", "-q", *options, "download", BINARY], place)
+    done = run(["apt-get", "-q", *options, "download", BINARY], place)
     return done.returncode == 0 and any(place.glob(f"{BINARY}_*.deb"))
 
 
-def _run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    """That command in that folder, whatever becomes of it."""
     return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, check=False)

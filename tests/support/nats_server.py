@@ -26,6 +26,15 @@ def free_port() -> int:
         return port
 
 
+def answers(port: int) -> bool:
+    """Whether a NATS server takes connections there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as probe:
+            return probe.recv(5) == b"INFO "
+    except OSError:
+        return False
+
+
 class NatsServer:
     """A context manager; ``start`` after ``kill`` is the same server with the same store."""
 
@@ -49,7 +58,7 @@ class NatsServer:
         log = self._folder / "nats.log"
         self._process = subprocess.Popen(leashed(str(self._binary), "-c", str(config), "-l", str(log)))
         until = time.monotonic() + _START_S
-        while not self._answers():
+        while not answers(self.port):
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"nats-server did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.01)
@@ -89,10 +98,3 @@ class NatsServer:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "the server is not running"
         return self._process
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
-                return probe.recv(5) == b"INFO "
-        except OSError:
-            return False
