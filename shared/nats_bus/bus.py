@@ -292,7 +292,12 @@ class NatsBus:
             self._confirmed = self._clock.monotonic()
 
     async def _probe(self, connection: Connection) -> None:
+        """Ask for a stream; of a cluster for all of them, as each has a leader of its own, and may be without one while
+        others answer."""
+        asked = self._specs if self._settings.nats_replicas > 1 else self._specs[:1]
         try:
-            await connection.api(f"STREAM.INFO.{stream_of(self._specs[0].name)}", None, StreamInfo)
+            await asyncio.gather(
+                *(connection.api(f"STREAM.INFO.{stream_of(spec.name)}", None, StreamInfo) for spec in asked)
+            )
         except ServerRefused as error:
             raise BusUnavailable(str(error)) from error

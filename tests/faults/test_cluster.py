@@ -148,7 +148,7 @@ async def fleet_of(cluster: NatsCluster) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         bus = await connect(settings, name="fleet")
         stack.push_async_callback(bus.close)
-        worker = ScriptedWorker(bus, SystemClock(), capacity=8, run_s=0.01)
+        worker = ScriptedWorker(bus, SystemClock(), capacity=8, run_s=0.01, lease_s=4.0)
         await worker.start()
         stack.push_async_callback(worker.die)
         scheduler = Scheduler(bus, settings, SystemClock())
