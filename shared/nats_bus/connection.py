@@ -83,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = Reader()
+        self._unsent: list[bytes] = []
         self._info: asyncio.Future[Info | None] = self._loop.create_future()
         self._version = (0, 0, 0)
         self._max_payload = 0
@@ -146,6 +147,7 @@ class Connection(asyncio.Protocol):
 
     async def close(self) -> None:
         """End it in good order; never raises because the server is away. What is not sent a moment later is dropped."""
+        self._flush()
         self._mark_lost()
         if self._transport is None:
             return
@@ -333,9 +335,16 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self.lost or self._transport is None:
             raise BusUnavailable
-        if self._transport.get_write_buffer_size() > _MAX_UNSENT:
-            raise BusUnavailable("the server does not read")
-        self._transport.write(data)
+        if not self._unsent:
+            if self._transport.get_write_buffer_size() > _MAX_UNSENT:
+                raise BusUnavailable("the server does not read")
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self.lost and self._transport is not None:
+            self._transport.write(b"".join(unsent))
 
     def _answered(self, message: Msg) -> None:
         answer = self._waiting.get(message.subject[len(self._inbox) :])
