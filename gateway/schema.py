@@ -21,7 +21,8 @@ Source = Annotated[
     Meta(
         min_length=1,
         max_length=32 * 1024 * 1024,
-        description="`data:<type>;base64,…`, `file:<id of POST /v1/files>` or `job:<id>/outputs/<n>`",
+        description="`data:<type>;base64,…`, `file:<id of POST /v1/files>`, `job:<id>/outputs/<n>`, or an http or "
+        "https URL, which is fetched when the job runs",
     ),
 ]
 Metadata = Annotated[
@@ -112,11 +113,12 @@ class LimitsView(Struct, frozen=True, kw_only=True):
 
 
 class InputView(Struct, frozen=True, kw_only=True):
-    """An input file of a job."""
+    """An input file of a job; of one by `url` the rest is not known."""
 
     media_type: str
     size: int
     sha256: str
+    url: str | None = None
 
 
 class RequestView(Struct, frozen=True, kw_only=True):

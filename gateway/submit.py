@@ -19,16 +19,17 @@ from msgspec.structs import asdict, replace
 from gateway import ids
 from gateway.admission import Admission
 from gateway.live import Live
-from gateway.media import IMAGES, VIDEOS, inspect
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema import SubmitBody
 from gateway.uploads import Upload, from_data_uri, temporary
+from shared import guarded_http
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists
 from shared.lifecycle import Stamp, born, is_own_write
+from shared.media import IMAGES, VIDEOS, inspect
 from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
 from shared.settings import Settings
 from shared.telemetry import about, log
@@ -121,7 +122,7 @@ class Submissions:
                 return earlier
         self._admission.check(tenant)
         for given in (old.request.image, old.request.last_image, old.request.video):
-            if given is not None:
+            if given is not None and not given.url:
                 try:
                     # Written again, as in ``_stored``: it is in use from now on.
                     await self._artifacts.put(given.key, self._artifacts.read(given.key))
@@ -252,8 +253,10 @@ class Submissions:
                     inputs[field] = await self._stored(tenant, match.group(1), field, stack)
                 elif match := _OUTPUT.fullmatch(source):
                     inputs[field] = await self._output(tenant, match.group(1), int(match.group(2)), field)
+                elif source.startswith(("http://", "https://")):
+                    inputs[field] = _by_url(source, field)
                 else:
-                    raise invalid(field, "must be a data URI, file:<id> or job:<id>/outputs/<n>")
+                    raise invalid(field, "must be an http or https URL, a data URI, file:<id> or job:<id>/outputs/<n>")
             upload = uploads.get(field)
             if upload is not None:
                 inputs[field] = Input(
@@ -262,7 +265,7 @@ class Submissions:
                     size=upload.size,
                     sha256=upload.sha256,
                 )
-            if field in inputs and inputs[field].media_type not in allowed:
+            if field in inputs and not inputs[field].url and inputs[field].media_type not in allowed:
                 raise invalid(field, f"is {inputs[field].media_type}; must be {' or '.join(sorted(allowed))}")
         return inputs
 
@@ -297,11 +300,20 @@ class Submissions:
         return Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
 
 
+def _by_url(url: str, field: str) -> Input:
+    """An input that the worker will fetch; what lies there is not known before."""
+    try:
+        guarded_http.checked(url)
+    except guarded_http.Refused as error:
+        raise invalid(field, str(error)) from error
+    return Input(url=url)
+
+
 def _payload_hash(body: SubmitBody, inputs: dict[str, Input]) -> str:
     """What makes two submits the same: the fields that were given, files by their content. Fields left out do not
     count, so that a version of this program which knows more fields agrees with an older one."""
     given = {name: value for name, value in asdict(body).items() if value is not None and name not in FILES}
-    files = {name: given_file.sha256 for name, given_file in inputs.items()}
+    files = {name: given_file.sha256 or given_file.url for name, given_file in inputs.items()}
     return hashlib.sha256(msgspec.json.encode({"fields": given, "files": files}, order="sorted")).hexdigest()
 
 

@@ -19,10 +19,10 @@ from litestar.exceptions import ClientException
 from msgspec import Struct
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header  # type: ignore[import-untyped]
 
-from gateway.media import inspect
 from gateway.problems import FieldError, Problem
 from shared.artifacts import Artifacts
 from shared.errors import InvalidRequest
+from shared.media import inspect
 from shared.messages import Input
 from shared.topology import input_key
 

@@ -150,7 +150,9 @@ def request_view(record: JobRecord) -> RequestView:
 
 
 def _input(given: Input | None) -> InputView | None:
-    return None if given is None else InputView(media_type=given.media_type, size=given.size, sha256=given.sha256)
+    if given is None:
+        return None
+    return InputView(media_type=given.media_type, size=given.size, sha256=given.sha256, url=given.url or None)
 
 
 def _cache(cache: AttentionCache | None) -> CacheBody | None:

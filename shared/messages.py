@@ -87,12 +87,14 @@ class Message(Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Input(Struct, frozen=True, kw_only=True):
-    """A file that a job reads: where it lies in the artifact store."""
+    """A file that a job reads: where it lies in the artifact store, or the ``url`` from which its worker fetches it
+    (then the rest is not known)."""
 
-    key: str
-    media_type: str
-    size: int
-    sha256: str
+    key: str = ""
+    media_type: str = ""
+    size: int = 0
+    sha256: str = ""
+    url: str = ""
 
 
 class Parallel(Struct, frozen=True, kw_only=True):

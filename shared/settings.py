@@ -43,6 +43,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scheduler_metrics_port: Port = 0
     worker_metrics_port: Port = 0
 
+    #: Networks that inputs by URL may reach although they are not public: ``10.1.0.0/16, fd00::/8``.
+    private_networks: str = ""
+    #: Bounds on an input that is fetched by its URL.
+    fetch_timeout_s: Seconds = 60.0
+    fetch_max_bytes: Count = 64 * 1024 * 1024
+
     # gateway, and `genfleet up`
     host: str = "127.0.0.1"
     port: Port = 8088

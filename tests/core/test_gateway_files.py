@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from gateway import ranges
-from gateway.media import IMAGES, inspect
 from shared.errors import InvalidRequest
+from shared.media import IMAGES, inspect
 from tests.support.gateway import png
 
 

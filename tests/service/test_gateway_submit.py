@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.submit import MAX_RECORD
-from shared.messages import State
+from shared.messages import Input, State
 from shared.settings import Settings
 from shared.topology import JOBS
 from tests.support.clock import settle
@@ -265,7 +265,9 @@ async def test_a_body_too_long_is_refused_without_a_declared_length(gw: GatewayU
         ({"prompt": "a", "priority": 10}, "priority"),
         ({"prompt": "a", "start_deadline_s": 0}, "start_deadline_s"),
         ({"prompt": "a", "metadata": {"k": 1}}, "metadata[...]"),
-        ({"prompt": "a", "image": "https://example.com/a.png"}, "image"),
+        ({"prompt": "a", "image": "https://user:word@example.com/a.png"}, "image"),
+        ({"prompt": "a", "image": "ftp://example.com/a.png"}, "image"),
+        ({"prompt": "a", "image": "https:///a.png"}, "image"),
         ({"prompt": "a", "image": "data:image/png;base64,????"}, "image"),
         ({"prompt": "a", "image": "data:,hello"}, "image"),
         ({"prompt": "a", "image": "file:" + "0" * 64}, "image"),
@@ -340,7 +342,23 @@ async def test_multipart_takes_the_same_names(gw: GatewayUnderTest, fleet: Fleet
     assert record.request.image is not None
     assert record.request.image.key == f"inputs/default/{SHA}"
     assert (await gw.artifacts.stat(record.request.image.key)).size == len(PNG)
-    assert answer.json()["request"]["image"] == {"media_type": "image/png", "size": len(PNG), "sha256": SHA}
+    shown = answer.json()["request"]["image"]
+    assert shown == {"media_type": "image/png", "size": len(PNG), "sha256": SHA, "url": None}
+
+
+async def test_an_image_by_url_is_left_to_the_worker(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    url = "https://example.com/a.png?x=1"
+    answer = await gw.client.post("/v1/jobs", json={"prompt": "a cat", "image": url})
+    assert answer.status_code == 202, answer.text
+    record = await fleet.record(answer.json()["id"])
+    assert record.request.image == Input(url=url)
+    assert answer.json()["request"]["image"]["url"] == url
+    key = {"Idempotency-Key": "by-url"}
+    first = await gw.client.post("/v1/jobs", json={"prompt": "a cat", "image": url}, headers=key)
+    again = await gw.client.post("/v1/jobs", json={"prompt": "a cat", "image": url}, headers=key)
+    assert again.json()["id"] == first.json()["id"]
+    other = await gw.client.post("/v1/jobs", json={"prompt": "a cat", "image": url + "2"}, headers=key)
+    assert other.status_code == 422
 
 
 @pytest.mark.parametrize(
