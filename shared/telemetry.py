@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +22,8 @@ from shared.settings import Settings
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _opened: list[TextIO] = []
+#: What the work in this context is about.
+_job: ContextVar[tuple[str, int] | None] = ContextVar("job", default=None)
 
 
 def configure(service: str, settings: Settings) -> None:
@@ -34,12 +36,17 @@ def configure(service: str, settings: Settings) -> None:
         stream = path.open("a", buffering=1, encoding="utf-8")
         _opened.append(stream)
     level = _LEVELS[settings.log_level]
-    common: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
-    ]
+
+    def complete(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["service"] = service
+        job = _job.get()
+        if job is not None:
+            event["job"], event["epoch"] = job
+        event["level"] = method
+        event["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"
+        return event
+
+    common: list[structlog.typing.Processor] = [complete, structlog.processors.dict_tracebacks]
     as_json = structlog.processors.JSONRenderer(serializer=_json)
     structlog.configure(
         processors=[*common, as_json],
@@ -47,11 +54,10 @@ def configure(service: str, settings: Settings) -> None:
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.bind_contextvars(service=service)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*common[:1], _library, *common[1:]],
+            foreign_pre_chain=[_library, *common],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, as_json],
         )
     )
@@ -74,11 +80,20 @@ def _json(event: structlog.typing.EventDict, **_: object) -> str:
         return json.dumps(event, default=repr)
 
 
-@contextmanager
-def about(job: str, epoch: int) -> Iterator[None]:
-    """Every line logged inside names this job and epoch."""
-    with structlog.contextvars.bound_contextvars(job=job, epoch=epoch):
-        yield
+class about:
+    """Every line logged inside names this job and epoch, in tasks made inside too."""
+
+    __slots__ = ("_before", "_here")
+
+    def __init__(self, job: str, epoch: int) -> None:
+        self._here = job, epoch
+        self._before: Token[tuple[str, int] | None]
+
+    def __enter__(self) -> None:
+        self._before = _job.set(self._here)
+
+    def __exit__(self, *_: object) -> None:
+        _job.reset(self._before)
 
 
 def log(name: str) -> structlog.stdlib.BoundLogger:
