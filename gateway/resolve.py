@@ -21,6 +21,7 @@ from shared.messages import (
     Layout,
     ModelCard,
     Parallel,
+    StepCache,
     Task,
 )
 
@@ -104,6 +105,7 @@ def resolve(
         video=inputs.get("video"),
         parallel=_parallel(body.parallel, offers),
         cache=_cache(body, card),
+        step_cache=_step_cache(body, card),
         output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
         dummy=body.dummy,
     )
@@ -206,14 +208,28 @@ def _cache(body: SubmitBody, card: ModelCard) -> AttentionCache | None:
     return AttentionCache(start_step=body.cache.start_step, interval=body.cache.interval, end_step=body.cache.end_step)
 
 
-def _parallel(asked: ParallelBody, offers: Iterable[Offer]) -> Parallel:
-    parallel = Parallel(
+def parallel_of(asked: ParallelBody) -> Parallel:
+    """The layout that was asked for."""
+    return Parallel(
         cfg_size=asked.cfg_size,
         ulysses_size=asked.ulysses_size,
         vae_parallel=asked.vae_parallel,
         dit_fsdp=asked.dit_fsdp,
         t5_fsdp=asked.t5_fsdp,
     )
+
+
+def _step_cache(body: SubmitBody, card: ModelCard) -> StepCache | None:
+    asked = body.step_cache
+    if asked is None:
+        return card.step_cache
+    if asked.end_step is not None and asked.end_step < asked.start_step:
+        raise InvalidRequest("must not be before start_step", "step_cache.end_step")
+    return StepCache(threshold=asked.threshold, start_step=asked.start_step, end_step=asked.end_step)
+
+
+def _parallel(asked: ParallelBody, offers: Iterable[Offer]) -> Parallel:
+    parallel = parallel_of(asked)
     known = tuple(offers)
     if not known or parallel == Parallel():
         return parallel

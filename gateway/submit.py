@@ -19,6 +19,7 @@ from msgspec.structs import asdict, replace
 from gateway import ids
 from gateway.admission import Admission
 from gateway.live import Live
+from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema import SubmitBody
@@ -69,12 +70,20 @@ class Submissions:
         self._name = name
 
     async def submit(
-        self, tenant: str, body: SubmitBody, uploads: dict[str, Upload], key: str | None, stack: ExitStack
+        self,
+        tenant: str,
+        body: SubmitBody,
+        uploads: dict[str, Upload],
+        key: str | None,
+        stack: ExitStack,
+        *,
+        wishes: bool = False,
     ) -> JobRecord:
         """The job that this submit made, or made before under the same key.
 
         Args:
             uploads: files by field; they replace the body's references of the same names.
+            wishes: what the model cannot do is moved to the nearest that it can, see ``gateway.nearest``.
             stack: ends with the request; holds temporary files.
 
         Raises:
@@ -92,7 +101,7 @@ class Submissions:
                 if problem.status != 404:
                     raise
         try:
-            record = self._record(job, tenant, body, inputs, digest)
+            record = self._record(job, tenant, body, inputs, digest, wishes)
             self._admission.check(tenant)
         except (Problem, InvalidRequest):
             # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
@@ -194,10 +203,15 @@ class Submissions:
                 return None
             raise
 
-    def _record(self, job: str, tenant: str, body: SubmitBody, inputs: dict[str, Input], digest: str) -> JobRecord:
+    def _record(
+        self, job: str, tenant: str, body: SubmitBody, inputs: dict[str, Input], digest: str, wishes: bool
+    ) -> JobRecord:
         name, card = self._card(job, body.model)
         settings = self._settings
-        request = resolve(body, card, inputs, self._live.fleet.offers(name), secrets.randbelow(2**31), name)
+        offers = tuple(self._live.fleet.offers(name))
+        if wishes:
+            body = adapted(body, card, offers)
+        request = resolve(body, card, inputs, offers, secrets.randbelow(2**31), name)
         now = self._clock.wall()
         record = born(
             JobRecord(
