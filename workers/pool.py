@@ -26,10 +26,11 @@ class PoolError(GenfleetError):
 
 class PoolLayout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the group's ranks share a job. ``None`` lets the engine choose: CFG 2 where the width is even, Ulysses over
-    the rest."""
+    the rest, ring over what Ulysses cannot reach because the model's heads do not divide by it."""
 
     cfg: Degree | None = None
     ulysses: Degree | None = None
+    ring: Degree | None = None
     dit_fsdp: bool = False
     t5_fsdp: bool = False
     vae_parallel: bool = True

@@ -99,13 +99,13 @@ def alone(folder: Path, request: JobRequest, image: Path | None = None) -> Outco
 def together(
     ranks: Ranks, folder: Path, request: JobRequest, image: Path | None = None, fsdp: bool = False
 ) -> list[tuple[Layout, Outcome]]:
-    """The job in every layout that the group offers, with the VAE split and without."""
+    """The job in every layout without a ring that the group offers."""
     model = family(folder, ranks.world, fsdp)
     made = []
-    for layout in model.layouts:
-        asked = replace(request, parallel=Parallel(cfg_size=layout.cfg, ulysses_size=layout.ulysses))
-        chosen = model.check(asked)
-        assert (chosen.cfg, chosen.ulysses) == (layout.cfg, layout.ulysses)
+    for layout in (each for each in model.layouts if each.ring == 1):
+        wish = Parallel(cfg_size=layout.cfg, ulysses_size=layout.ulysses, ring_size=layout.ring)
+        chosen = model.check(replace(request, parallel=wish))
+        assert chosen == layout
         made.append((chosen, outcome(model, job_of(request, chosen, image), _course(lockstep(ranks)))))
     return made
 

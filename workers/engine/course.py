@@ -1,21 +1,24 @@
 """A job's way through the stages, the same on every rank of a group: where it may stop, and where the ranks agree.
 
-Two kinds of point. ``boundary`` stands before a step: rank 0 tells whether the job goes on, and any rank may say that
+Three kinds of point. ``boundary`` stands before a step: rank 0 tells whether the job goes on, and any rank may say that
 its numbers are bad. ``agreed`` surrounds work without collectives: if it fails on any rank, all ranks end the job
-together and go on to the next. What fails elsewhere, between collectives, cannot be agreed on without hanging: that
-rank dies, and the group with it.
+together and go on to the next. ``exchanging`` surrounds work with collectives: before each of them the ranks agree
+that none has run out of memory (``parallel.fence``). What fails otherwise between collectives cannot be agreed on
+without hanging: that rank dies, and the group with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
 
 from shared.messages import Failure, Reason, Stage
-from workers.engine.errors import AgreedFailure, JobError, OutOfMemory, StoppedAt
+from workers.engine.errors import AgreedFailure, JobError, OutOfMemory, PeerFailed, StoppedAt
+from workers.engine.parallel import fence
 
 
 class Where(Struct, frozen=True):
@@ -111,6 +114,13 @@ class Course:
         failure: JobError | None = None
         try:
             yield
+        except AgreedFailure:
+            # Of an exchange inside: all ranks have it.
+            raise
+        except PeerFailed:
+            # The rank that it is about says why, at the same point.
+            self.settle(step)
+            raise
         except JobError as error:
             failure = error
         except OSError as error:
@@ -120,3 +130,9 @@ class Course:
                 raise
             failure = OutOfMemory(str(error))
         self.settle(step, failure)
+
+    @contextmanager
+    def exchanging(self, step: int) -> Iterator[None]:
+        """As ``agreed``, around work with exchanges among all ranks, or among some under a ``Guard`` of their own."""
+        with self.agreed(step), fence.within(partial(self.settle, step)):
+            yield

@@ -63,6 +63,19 @@ class AgreedFailure(JobError):
         self.refused = refused
 
 
+class PeerFailed(JobError):
+    """Another rank ran out of memory before an exchange: nobody has gone into it. That rank says why."""
+
+    reason = Reason.OUT_OF_MEMORY
+
+    def __init__(self) -> None:
+        super().__init__("another rank of the group ran out of memory")
+
+
+class NoMemoryInExchange(GenfleetError):
+    """The memory ran out inside a collective: this rank cannot tell the others and has to end."""
+
+
 class StoppedAt(GenfleetError):
     """All ranks stopped at the same step boundary, because the job was cancelled."""
 

@@ -217,11 +217,13 @@ def _follow(family: Family, device: Device, lockstep: Lockstep) -> None:
 def leave_failure(folder: Path, rank: int, error: Exception) -> None:
     """Write why this rank ends, unless another rank already did: the first one knows, the others lost a peer."""
     from workers.engine import attempt
-    from workers.engine.errors import JobError, PeersLost
+    from workers.engine.errors import JobError, NoMemoryInExchange, PeersLost
 
     reason = Reason.GROUP_LOST if isinstance(error, PeersLost) else Reason.ENGINE_ERROR
     if isinstance(error, JobError):
         reason = Reason(error.reason)
+    elif isinstance(error, NoMemoryInExchange):
+        reason = Reason.OUT_OF_MEMORY
     elif "torch" in sys.modules:
         from workers.engine.devices.cpu import Cpu
 

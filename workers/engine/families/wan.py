@@ -24,6 +24,7 @@ from workers.engine.families.base import Job, Laps, Made, Used
 from workers.engine.families.wan_conditions import kinds
 from workers.engine.families.wan_conditions.base import Condition, Eyes, check_inputs
 from workers.engine.loading import Components
+from workers.engine.lora.of_pool import Loras
 from workers.engine.parallel import layouts
 from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
@@ -59,32 +60,21 @@ class Wan:
         self, checkpoint: Checkpoint, components: Components, card: ModelCard, pool: Pool, device: Device, mesh: Mesh
     ) -> None:
         self.card = card
-        self.layouts = layouts.offered(mesh.world, checkpoint.transformer.num_attention_heads, pool.layout)
+        heads = checkpoint.transformer.num_attention_heads
+        self.layouts = layouts.offered(mesh.world, heads, pool.layout, pool.width)
         self._checkpoint, self._device, self._mesh, self._pool = checkpoint, device, mesh, pool
         self._transformers = components.transformers
+        self._loras = Loras(pool.lora, self._transformers, device)
         self._vae = components.vae
         clip = (components.image_encoder, components.image_processor)
         self._conditioner = kinds.conditioner(Eyes(checkpoint, self._vae, *clip, device.torch_device))
         self._sequences = [wan_parallel.install(model, index, device) for index, model in enumerate(self._transformers)]
         self._split = WidthSplit(self._vae, mesh.everyone) if mesh.everyone is not None else None
-        self._shard(components)
         length = checkpoint.extras.max_sequence_length
         if checkpoint.has_clip:
             length = _CLIP_TEXT_TOKENS
         self._encode_text = TextEncoder(components.tokenizer, components.text_encoder, device.torch_device, length)
         mesh.place(self.layouts[0])
-
-    def _shard(self, components: Components) -> None:
-        default = self.layouts[0]
-        if default.dit_fsdp or default.t5_fsdp:
-            from workers.engine.parallel.fsdp import shard
-
-            if default.dit_fsdp:
-                for model in self._transformers:
-                    shard(model, (*model.blocks, *getattr(model, "vace_blocks", ())), self._mesh.flat())
-            if default.t5_fsdp:
-                encoder = components.text_encoder
-                shard(encoder, encoder.encoder.block, self._mesh.flat())
 
     # --- before a job --------------------------------------------------------------------------------------------
 
@@ -102,7 +92,8 @@ class Wan:
             raise NotServed("guidance_scale_2: this model has one expert only")
         check_inputs(self._conditioner.takes, request)
         self._conditioner.check(request)
-        return layouts.choose(self.layouts, request.parallel)
+        self._loras.check(request.loras)
+        return layouts.choose(self.layouts, request.parallel, guided=_is_guided(request))
 
     def _check_size(self, request: JobRequest) -> None:
         config = self._checkpoint
@@ -122,6 +113,7 @@ class Wan:
     def warm_up(self) -> None:
         """As ``Family.warm_up``: the default negative prompt, and one pass over the smallest latents."""
         config = self._checkpoint
+        self._loras.use(())
         text = self._encode_text(self.card.negative_prompt)
         _, rows, columns = config.transformer.patch_size
         latents = torch.zeros(1, config.vae.z_dim, 1, rows, columns * self._mesh.world, device=text.device)
@@ -146,6 +138,9 @@ class Wan:
         total = request.steps * request.n
         laps = Laps()
         course.boundary(Stage.ENCODE_TEXT, 0, total)
+        with course.agreed(0):
+            loras = self._loras.use(request.loras)
+        laps.lap("fuse_s")
         texts = self.texts(request, course)
         laps.lap("encode_text_s")
         course.reach(Stage.ENCODE_IMAGE, 0, total)
@@ -167,6 +162,7 @@ class Wan:
         used: Used = {
             "cfg_size": job.layout.cfg,
             "ulysses_size": job.layout.ulysses,
+            "ring_size": job.layout.ring,
             "vae_parallel": self._vae_split(job) is not None,
             "dit_fsdp": job.layout.dit_fsdp,
             "device": self._device.kind,
@@ -174,12 +170,13 @@ class Wan:
             "cached_steps": reused_steps(request.cache, request.steps),
             **laps.seconds,
         }
+        if loras:
+            used["loras"] = " ".join(f"{name}:{weight:g}" for name, weight in loras.items())
         return Made(tuple(files), used)
 
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
-        guided = max(request.guidance_scale, request.guidance_scale_2 or 0.0) > 1.0
-        prompts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
+        prompts = [request.prompt, request.negative_prompt] if _is_guided(request) else [request.prompt]
         if self.layouts[0].t5_fsdp:
             return tuple(self._encode_text(prompt) for prompt in prompts)
         with course.agreed(0):
@@ -208,7 +205,7 @@ class Wan:
         """Set the transformers up for a job of that layout with that cache."""
         place = self._mesh.place(layout)
         for sequence in self._sequences:
-            sequence.group, sequence.cache = place.ulysses_group, cache
+            sequence.place, sequence.cache = place, cache
         return place
 
     def denoising(
@@ -239,7 +236,8 @@ class Wan:
                 for sequence in self._sequences:
                     sequence.cache.step = state.step
                 guidance = self._guidance(request, plan.timesteps[state.step])
-                state = denoise.advance(state, plan, model, guidance, place)
+                with course.exchanging(done + state.step):
+                    state = denoise.advance(state, plan, model, guidance, place)
                 yield state
         output = done // request.steps
         course.reach(Stage.DECODE, output * request.num_frames, request.n * request.num_frames)
@@ -281,6 +279,10 @@ class Wan:
         columns = job.request.width // self._checkpoint.vae.scale_factor_spatial
         usable = job.layout.vae_parallel and self._split is not None and self._split.divides(columns)
         return self._split if usable else None
+
+
+def _is_guided(request: JobRequest) -> bool:
+    return max(request.guidance_scale, request.guidance_scale_2 or 0.0) > 1.0
 
 
 def _not_finite(state: denoise.DenoiseState) -> NotFinite | None:

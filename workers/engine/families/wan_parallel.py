@@ -1,6 +1,6 @@
 """What is ours inside diffusers' ``WanTransformer3DModel``, and its kin with VACE's blocks: self-attention (device's
-own kernel, Ulysses, the cache) and the split of the sequence around the blocks. Installed once; ``Sequence`` then says
-which layout and which cache a job has, so that one loaded model serves jobs of every layout.
+own kernel, Ulysses, ring, the cache) and the split of the sequence around the blocks. Installed once; ``Sequence`` then
+says which layout and which cache a job has, so that one loaded model serves jobs of every layout.
 """
 
 from __future__ import annotations
@@ -9,22 +9,41 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
 
 from workers.engine.acceleration.attention_cache import Cache
 from workers.engine.devices.base import Device
-from workers.engine.parallel import ulysses
+from workers.engine.families import wan_times
+from workers.engine.parallel import ring, ulysses
+from workers.engine.parallel.mesh import Place
 
 
 class Sequence:
-    """What the hooks and processors of one transformer share: the job's group and cache, the branch being computed
+    """What the hooks and processors of one transformer share: the job's place and cache, the branch being computed
     and the length of the sequence being split."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.group: ProcessGroup | None = None
+        self.place = Place()
         self.cache = Cache(None, 0)
         self.branch = 0
         self.length = 0
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks that hold the sequence together."""
+        return self.place.sequence_group
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over the whole sequence to this rank's part of it, [B, s, H, D] each."""
+        place, length = self.place, self.length
+        if place.ulysses_group is not None:
+            q, k, v = ulysses.to_heads((q, k, v), place.ulysses_group)
+        if place.ring_group is None:
+            out = self.device.attention(q, k[:, :length], v[:, :length])
+        else:
+            out = ring.attention(q, k, v, place.ring_group, length, self.device.attention_with_lse)
+        return out if place.ulysses_group is None else ulysses.to_sequence(out, place.ulysses_group)
 
 
 class SelfAttention:
@@ -56,14 +75,7 @@ class SelfAttention:
         q = rotate(attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1)), *rotary)
         k = rotate(attn.norm_k(attn.to_k(x)).unflatten(2, (attn.heads, -1)), *rotary)
         v = attn.to_v(x).unflatten(2, (attn.heads, -1))
-        group = self._sequence.group
-        attention = self._sequence.device.attention
-        if group is None:
-            out = attention(q, k, v)
-        else:
-            q, k, v = (ulysses.to_heads(t, group) for t in (q, k, v))
-            length = self._sequence.length
-            out = ulysses.to_sequence(attention(q, k[:, :length], v[:, :length]), group)
+        out = self._sequence.attend(q, k, v)
         projected: Tensor = attn.to_out[0](out.flatten(2).type_as(q))
         return projected
 
@@ -107,23 +119,27 @@ def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
         parts = (ulysses.split_sequence(each, sequence.group) for each in (tokens, control))
         return (next(parts), text, next(parts), *rest)
 
-    def split_times(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Timesteps per token (TI2V): each rank embeds those of its own part."""
-        length = kwargs.get("timestep_seq_len")
-        if sequence.group is None or length is None:
-            return None
-        times = ulysses.split_sequence(args[0].unflatten(0, (-1, length)), sequence.group)
-        return (times.flatten(), *args[1:]), {**kwargs, "timestep_seq_len": times.shape[1]}
+    def part(tokens: Tensor) -> Tensor:
+        return tokens if sequence.group is None else ulysses.split_sequence(tokens, sequence.group)
 
     def gather(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
         if sequence.group is None:
             return out
         return ulysses.gather_sequence(out, sequence.group, sequence.length)
 
+    usual = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        """Its exchanges are fenced among the ranks of the sequence; with sharded weights there are those of all."""
+        guard = sequence.place.guard
+        if guard is None or isinstance(model, FSDPModule):
+            return usual(*args, **kwargs)
+        with guard(device.is_out_of_memory):
+            return usual(*args, **kwargs)
+
+    model.forward = forward
     model.rope.register_forward_hook(split_rotary)
-    model.condition_embedder.register_forward_pre_hook(split_times, with_kwargs=True)
+    wan_times.install(model.condition_embedder, part)
     if vace:
         vace[0].register_forward_pre_hook(split_control)
     model.blocks[0].register_forward_pre_hook(split_tokens, with_kwargs=True)

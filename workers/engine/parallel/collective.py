@@ -8,21 +8,29 @@ from contextlib import contextmanager
 import torch
 
 from workers.engine.devices.cpu import is_host_memory
-from workers.engine.errors import PeersLost
+from workers.engine.errors import NoMemoryInExchange, PeersLost
+from workers.engine.parallel import fence
 
 
 @contextmanager
-def collective() -> Iterator[None]:
-    """Around an exchange with other ranks, and nothing else; also a decorator.
+def collective(*, fenced: bool = True) -> Iterator[None]:
+    """Around an exchange with other ranks, and nothing else: its buffers are made before, so that lack of memory is
+    noticed on this side of the fence. ``fenced=False`` is for the end of an exchange that has begun.
 
     Raises:
         PeersLost: the exchange failed for another reason than this rank's memory or device.
+        NoMemoryInExchange: the memory ran out inside; the others cannot be told, this rank has to end.
+        PeerFailed, AgreedFailure: a rank ran out of memory before; none has gone into the exchange.
     """
+    if fenced:
+        fence.check()
     try:
         yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
+    except torch.OutOfMemoryError as error:
+        raise NoMemoryInExchange(str(error)) from error
+    except torch.AcceleratorError:
         raise
     except RuntimeError as error:
         if is_host_memory(error):
-            raise
+            raise NoMemoryInExchange(str(error)) from error
         raise PeersLost(str(error)) from error

@@ -1,8 +1,8 @@
 """Process groups for the layouts of one group of ranks.
 
-Rank order within a layout is ``[replica][cfg][ulysses]``: neighbours share a sequence, because that exchange is the
-heaviest. A layout's groups are made when it is first used, which is the same job on all ranks, so that all ranks make
-all groups in the same order.
+Rank order within a layout is ``[replica][cfg][ring][ulysses]``: neighbours share a sequence by all-to-all, because that
+exchange is the heaviest; a ring passes its blocks between such neighbourhoods. A layout's groups are made when it is
+first used, which is the same job on all ranks, so that all ranks make all groups in the same order.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shared.messages import Layout
+from workers.engine.parallel.guard import Guard
 
 
 class Place:
-    """Where this rank stands in one layout: its groups for CFG and Ulysses (None: that degree is 1) and its index."""
+    """Where a rank stands in one layout; a group is None where that degree is 1.
 
-    def __init__(self, mesh: DeviceMesh | None, layout: Layout) -> None:
-        self.cfg_group = mesh.get_group("cfg") if mesh is not None and layout.cfg > 1 else None
-        self.ulysses_group = mesh.get_group("ulysses") if mesh is not None and layout.ulysses > 1 else None
-        self.cfg_index = dist.get_rank(self.cfg_group) if self.cfg_group is not None else 0
+    Attributes:
+        cfg_group, cfg_index: the halves of guidance, and which this rank computes.
+        sequence_group: the ranks that hold one sequence, in the order of its parts.
+        ulysses_group, ring_group: those of them that share heads, and that pass blocks on.
+        guard: of the ranks that hold one sequence.
+    """
+
+    cfg_group: dist.ProcessGroup | None = None
+    cfg_index: int = 0
+    sequence_group: dist.ProcessGroup | None = None
+    ulysses_group: dist.ProcessGroup | None = None
+    ring_group: dist.ProcessGroup | None = None
+    guard: Guard | None = None
 
 
 class Mesh:
@@ -34,19 +44,47 @@ class Mesh:
         self._kind, self.world = kind, world
         self.rank = dist.get_rank() if world > 1 else 0
         self.everyone = dist.group.WORLD if world > 1 else None
-        self._places: dict[tuple[int, int], Place] = {}
+        self._places: dict[tuple[int, int, int], Place] = {}
         self._flat: DeviceMesh | None = None
 
     def place(self, layout: Layout) -> Place:
         """This rank's place in that layout; collective the first time."""
-        key = (layout.cfg, layout.ulysses)
+        key = (layout.cfg, layout.ulysses, layout.ring)
         if key not in self._places:
-            mesh = None
-            if layout.cfg * layout.ulysses > 1:
-                shape = (self.world // (layout.cfg * layout.ulysses), layout.cfg, layout.ulysses)
-                mesh = init_device_mesh(self._kind, shape, mesh_dim_names=("replica", "cfg", "ulysses"))
-            self._places[key] = Place(mesh, layout)
+            self._places[key] = self._make(layout)
         return self._places[key]
+
+    def _make(self, layout: Layout) -> Place:
+        place, sequence = Place(), layout.ulysses * layout.ring
+        if layout.cfg * sequence == 1:
+            return place
+        replicas = self.world // (layout.cfg * sequence)
+        outer = self._mesh(replica=replicas, cfg=layout.cfg, sequence=sequence)
+        if layout.cfg > 1:
+            place.cfg_group = outer.get_group("cfg")
+            place.cfg_index = dist.get_rank(place.cfg_group)
+        if sequence > 1:
+            place.sequence_group = outer.get_group("sequence")
+            place.guard = Guard(self._on_host(place.sequence_group, sequence))
+        if layout.ulysses > 1 and layout.ring > 1:
+            inner = self._mesh(outer=replicas * layout.cfg, ring=layout.ring, ulysses=layout.ulysses)
+            place.ring_group, place.ulysses_group = inner.get_group("ring"), inner.get_group("ulysses")
+        elif layout.ring > 1:
+            place.ring_group = place.sequence_group
+        else:
+            place.ulysses_group = place.sequence_group
+        return place
+
+    def _mesh(self, **degrees: int) -> DeviceMesh:
+        return init_device_mesh(self._kind, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+
+    def _on_host(self, group: dist.ProcessGroup, size: int) -> dist.ProcessGroup:
+        """A group of gloo with the same ranks; every rank makes all of them, in the same order."""
+        if dist.get_backend(group) == "gloo":
+            return group
+        blocks = [list(range(first, first + size)) for first in range(0, self.world, size)]
+        mine: dist.ProcessGroup = dist.new_subgroups_by_enumeration(blocks, backend="gloo")[0]
+        return mine
 
     def flat(self) -> DeviceMesh:
         """All ranks in one dimension, for sharded weights; collective the first time."""
