@@ -1,5 +1,5 @@
-"""What a checkpoint folder in diffusers' layout says of itself, and whether its files are whole; no torch, no weights
-read. ``loading.py`` reads the weights.
+"""What a checkpoint folder says of itself, and whether its files are whole; no torch, no weights read. The folder has
+diffusers' layout, or Wan's own (``original``); ``parts`` says where its tensors lie, ``loading`` reads them.
 
 Beside diffusers' own files a folder may hold ``genfleet.json`` for what diffusers' configs do not say of a model that
 was trained otherwise than the published ones, see ``Extras``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -87,6 +87,12 @@ class Checkpoint(Struct, frozen=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     #: The transformer takes a timestep per token, and the first latent frame may be given (Wan2.2 TI2V).
     expand_timesteps: bool = False
+    layout: Literal["diffusers", "original"] = "diffusers"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.folder / ("google/umt5-xxl" if self.layout == "original" else "tokenizer")
 
     @property
     def conditioning(self) -> Literal["text", "image_channels", "first_frame", "control"]:
@@ -126,7 +132,8 @@ _NEEDED = {
     "vae": ("AutoencoderKLWan",),
     "text_encoder": ("UMT5EncoderModel",),
 }
-_WITH_TENSORS = ("transformer", "transformer_2", "vae", "text_encoder", "image_encoder")
+#: The parts of a checkpoint that have weights, as far as it has them.
+WITH_TENSORS = ("transformer", "transformer_2", "vae", "text_encoder", "image_encoder")
 
 
 def read(folder: Path) -> Checkpoint:
@@ -135,9 +142,57 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         CannotLoad: naming the file that is missing, truncated, or of another class of model.
     """
+    from workers.engine import original
+
+    if original.is_original(folder):
+        there = original.transcribed(folder)
+        index, parts, configs = there.index, there.parts, there.configs
+        transformer = _of(configs["transformer"], TransformerConfig)
+        vae = _of(configs["vae"], VaeConfig)
+        scheduler = SchedulerConfig()
+    else:
+        index, parts = _checked_parts(folder)
+        transformer = _json(folder / "transformer" / "config.json", TransformerConfig)
+        vae = _json(folder / "vae" / "config.json", VaeConfig)
+        if transformer.image_dim is not None and "image_encoder" not in parts:
+            raise CannotLoad(
+                f"{folder / 'model_index.json'}: the transformer wants CLIP features, but names no encoder"
+            )
+        scheduler_file = folder / "scheduler" / "scheduler_config.json"
+        scheduler = _json(scheduler_file, SchedulerConfig) if scheduler_file.exists() else SchedulerConfig()
+    if transformer.out_channels != vae.z_dim:
+        raise CannotLoad(
+            f"{folder}: the transformer makes latents of {transformer.out_channels} channels, the VAE has {vae.z_dim}: "
+            "one of them is another model's"
+        )
+    extras_file = folder / "genfleet.json"
+    extras = _json(extras_file, Extras) if extras_file.exists() else Extras()
+    return Checkpoint(
+        folder,
+        _value(index, "_class_name", str) or "",
+        parts,
+        transformer,
+        vae,
+        extras,
+        _value(index, "boundary_ratio", float),
+        scheduler,
+        _value(index, "expand_timesteps", bool) or False,
+        "original" if original.is_original(folder) else "diffusers",
+    )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder has one of the two layouts, whole or not."""
+    from workers.engine import original
+
+    return (folder / "model_index.json").exists() or original.is_original(folder)
+
+
+def _checked_parts(folder: Path) -> tuple[dict[str, msgspec.Raw], dict[str, str]]:
+    """``model_index.json`` and the parts that it names, after their classes, weights' headers and tokenizer were looked
+    at."""
     index = _json(folder / "model_index.json", dict[str, msgspec.Raw])
     parts = _parts(folder, index)
-    pipeline = _value(index, "_class_name", str) or ""
     for part, wanted in _NEEDED.items():
         if part not in parts:
             raise CannotLoad(f"{folder / 'model_index.json'}: names no {part}")
@@ -146,23 +201,13 @@ def read(folder: Path) -> Checkpoint:
     for part in ("transformer", "transformer_2", "vae"):
         if part in parts:
             _check_class(folder / part / "config.json", parts[part])
-    transformer = _json(folder / "transformer" / "config.json", TransformerConfig)
-    vae = _json(folder / "vae" / "config.json", VaeConfig)
-    extras_file = folder / "genfleet.json"
-    extras = _json(extras_file, Extras) if extras_file.exists() else Extras()
-    if transformer.image_dim is not None and "image_encoder" not in parts:
-        raise CannotLoad(f"{folder / 'model_index.json'}: the transformer wants CLIP features, but names no encoder")
-    for part in _WITH_TENSORS:
+    for part in WITH_TENSORS:
         if part in parts:
             for file in weight_files(folder / part):
                 header(file)
     if not (folder / "tokenizer").is_dir():
         raise CannotLoad(f"{folder / 'tokenizer'}: missing")
-    boundary = _value(index, "boundary_ratio", float)
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = _json(scheduler_file, SchedulerConfig) if scheduler_file.exists() else SchedulerConfig()
-    expand = _value(index, "expand_timesteps", bool) or False
-    return Checkpoint(folder, pipeline, parts, transformer, vae, extras, boundary, scheduler, expand)
+    return index, parts
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -174,8 +219,11 @@ def weight_files(part: Path) -> list[Path]:
     for stem in ("diffusion_pytorch_model", "model"):
         index = part / f"{stem}.safetensors.index.json"
         if index.exists():
-            shards = _json(index, _ShardIndex).weight_map
-            return [part / name for name in sorted(set(shards.values()))]
+            shards = sorted(set(_json(index, _ShardIndex).weight_map.values()))
+            strange = [name for name in shards if Path(name).name != name]
+            if strange or not shards:
+                raise CannotLoad(f"{index}: names no files beside itself: {strange[:1]}")
+            return [part / name for name in shards]
         single = part / f"{stem}.safetensors"
         if single.exists():
             return [single]
@@ -230,6 +278,10 @@ def _json(file: Path, kind: type[T]) -> T:
         raise CannotLoad(f"{file}: missing or unreadable: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise CannotLoad(f"{file}: {error}") from error
+
+
+def _of(config: dict[str, Any], kind: type[T]) -> T:
+    return msgspec.convert({name: value for name, value in config.items() if value is not None}, kind)
 
 
 def _value(index: dict[str, msgspec.Raw], name: str, kind: type[T]) -> T | None:

@@ -1,27 +1,32 @@
-"""Reads a checkpoint's weights into diffusers' and transformers' model classes.
+"""A checkpoint's weights in diffusers' and transformers' model classes, from either layout (``parts``).
 
-Host memory: a diffusers part is built without weights and filled tensor by tensor from memory-mapped files, so that on
-a device the host never holds more than one tensor.
+Host memory: a model is built without weights and filled tensor by tensor from mapped files (``reading``), so that on a
+device the host never holds more than one tensor; and where weights are sharded, no rank holds more than its share.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from msgspec import Struct
-from safetensors import safe_open
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from workers.engine.checkpoint import Checkpoint, header, weight_files
+from workers.engine import parts, reading
+from workers.engine.checkpoint import WITH_TENSORS, Checkpoint
 from workers.engine.errors import CannotLoad
+from workers.engine.parts import Part
+from workers.engine.reading import Shards
 
 #: Told the fraction of bytes read, and what is being read.
 OnLoading = Callable[[float, str], None]
 
-_ALIGNMENT = 64
+#: What the published image encoders expect (diffusers' ``image_processor``); Wan's own layout has no file for it.
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Components(Struct, frozen=True):
@@ -35,42 +40,126 @@ class Components(Struct, frozen=True):
     image_processor: Any = None
 
 
+class Sharding(Struct, frozen=True):
+    """Which models' weights are shared out over the ranks of ``mesh``."""
+
+    mesh: DeviceMesh
+    dit: bool
+    t5: bool
+
+    def of(self, part: str) -> Shards | None:
+        """How that part's weights are shared out, if they are."""
+        if self.dit and part in ("transformer", "transformer_2"):
+            return Shards(self.mesh, lambda model: (*model.blocks, *getattr(model, "vace_blocks", ())))
+        if self.t5 and part == "text_encoder":
+            return Shards(self.mesh, lambda model: model.encoder.block)
+        return None
+
+
 def load(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, on_loading: OnLoading = lambda *_: None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_loading: OnLoading = lambda *_: None,
+    sharding: Sharding | None = None,
 ) -> Components:
     """All parts of the checkpoint on that device, in eval mode without gradients.
 
-    The VAE is kept in float32; the parts of a transformer that its class wants in float32 are, too.
+    The VAE is kept in float32; the parts of a model that its class wants in float32 are, too.
 
     Raises:
         CannotLoad: tensors are missing, or of other names or shapes than the class has; it names the file.
     """
-    progress = _Progress(checkpoint, on_loading)
+    there = {name: parts.of(checkpoint, name) for name in WITH_TENSORS if name in checkpoint.parts}
+    if not checkpoint.has_clip:
+        there.pop("image_encoder", None)
+    progress = _Progress(sum(part.size for part in there.values()), on_loading)
+    loaded: dict[str, Any] = {}
+    for name, part in there.items():
+        model = build(checkpoint, name, part)
+        in_float32 = _in_float32(model, dtype)
+        wanted = torch.float32 if name == "vae" else dtype
+
+        def dtype_of(tensor: str, wanted: torch.dtype = wanted, kept: frozenset[str] = in_float32) -> torch.dtype:
+            return torch.float32 if kept.intersection(tensor.split(".")) else wanted
+
+        def told(size: int, name: str = name) -> None:
+            progress.add(size, name)
+
+        shards = None if sharding is None else sharding.of(name)
+        reading.fill(model, part, device, dtype_of, told, shards)
+        loaded[name] = model.eval()
+    on_loading(1.0, "")
+    return Components(
+        tuple(loaded[name] for name in ("transformer", "transformer_2") if name in loaded),
+        loaded["vae"],
+        loaded["text_encoder"],
+        _tokenizer(checkpoint),
+        loaded.get("image_encoder"),
+        _image_processor(checkpoint, loaded["image_encoder"]) if "image_encoder" in loaded else None,
+    )
+
+
+def build(checkpoint: Checkpoint, name: str, part: Part) -> nn.Module:
+    """The part's model without weights: its parameters are on the meta device.
+
+    Raises:
+        CannotLoad: the config is another class's.
+    """
+    make = _in_transformers if name in ("text_encoder", "image_encoder") else _in_diffusers
+    try:
+        with _BUILDING, init_empty_weights(include_buffers=False):
+            return make(checkpoint, name, part)
+    except (OSError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CannotLoad(f"{part.source}: {error}") from error
+
+
+#: ``init_empty_weights`` changes ``nn.Module`` itself for as long as it lasts.
+_BUILDING = threading.Lock()
+
+
+def _in_diffusers(checkpoint: Checkpoint, name: str, part: Part) -> nn.Module:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
     from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 
-    experts = [part for part in ("transformer", "transformer_2") if part in checkpoint.parts]
-    model_class = WanTransformer3DModel if checkpoint.transformer.vace_layers is None else WanVACETransformer3DModel
-    transformers = tuple(_fill(model_class, checkpoint, part, device, dtype, progress) for part in experts)
-    vae = _fill(AutoencoderKLWan, checkpoint, "vae", device, torch.float32, progress)
-    text_encoder = _text_encoder(checkpoint, device, dtype, progress)
-    tokenizer = _tokenizer(checkpoint)
-    image_encoder = image_processor = None
-    if checkpoint.has_clip:
-        image_encoder, image_processor = _clip(checkpoint, device, dtype, progress)
-    on_loading(1.0, "")
-    return Components(transformers, vae, text_encoder, tokenizer, image_encoder, image_processor)
+    if name == "vae":
+        model_class: Any = AutoencoderKLWan
+    else:
+        model_class = WanTransformer3DModel if checkpoint.transformer.vace_layers is None else WanVACETransformer3DModel
+    ignored = frozenset(model_class._keys_to_ignore_on_load_unexpected or ())
+    for tensor in [tensor for tensor in part.tensors if ignored.intersection(tensor.split("."))]:
+        del part.tensors[tensor]
+    model: nn.Module = model_class.from_config(part.config)
+    return model
+
+
+def _in_transformers(checkpoint: Checkpoint, name: str, part: Part) -> nn.Module:
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+    from transformers.models.umt5.configuration_umt5 import UMT5Config
+    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+    config_class, model_class = (
+        (UMT5Config, UMT5EncoderModel) if name == "text_encoder" else (CLIPVisionConfig, CLIPVisionModel)
+    )
+    # A whole CLIP model's config has the tower's inside it.
+    told = {key: value for key, value in part.config.get("vision_config", part.config).items() if key != "model_type"}
+    model: nn.Module = model_class(config_class.from_dict(told))
+    return model
+
+
+def _in_float32(model: Any, dtype: torch.dtype) -> frozenset[str]:
+    """Names of the modules and parameters that the class keeps in float32: diffusers' always, transformers' in float16
+    (``wo`` of T5, whose values pass what float16 can hold)."""
+    if type(model).__module__.startswith("transformers.") and dtype != torch.float16:
+        return frozenset(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    return frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
 
 
 class _Progress:
-    def __init__(self, checkpoint: Checkpoint, tell: OnLoading) -> None:
-        parts = [part for part in checkpoint.parts if (checkpoint.folder / part).is_dir() and part != "tokenizer"]
-        self._sizes = {
-            part: sum(file.stat().st_size for file in (checkpoint.folder / part).glob("*.safetensors"))
-            for part in parts
-        }
-        self._total = max(1, sum(self._sizes.values()))
+    def __init__(self, total: int, tell: OnLoading) -> None:
+        self._total = max(1, total)
         self._read = 0
         self._told = -1.0
         self._tell = tell
@@ -82,104 +171,28 @@ class _Progress:
             self._told = fraction
             self._tell(fraction, what)
 
-    def add_part(self, part: str) -> None:
-        self.add(self._sizes.get(part, 0), part)
 
+def _image_processor(checkpoint: Checkpoint, encoder: Any) -> Any:
+    if checkpoint.layout == "original":
+        from transformers import CLIPImageProcessorPil
 
-def _fill(
-    model_class: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype, progress: _Progress
-) -> Any:
-    folder = checkpoint.folder / part
-    try:
-        config = model_class.load_config(str(folder), local_files_only=True)
-        with init_empty_weights(include_buffers=False):
-            model = model_class.from_config(config)
-    except (OSError, TypeError, ValueError) as error:
-        raise CannotLoad(f"{folder / 'config.json'}: {error}") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    ignored: tuple[str, ...] = tuple(model_class._keys_to_ignore_on_load_unexpected or ())
-    in_float32: tuple[str, ...] = tuple(model_class._keep_in_fp32_modules or ())
-    seen: set[str] = set()
-    for file in weight_files(folder):
-        found = {
-            name: info for name, info in header(file).items() if not any(word in name.split(".") for word in ignored)
-        }
-        for name, info in found.items():
-            if wanted.get(name) != info.shape:
-                expected = wanted.get(name)
-                raise CannotLoad(f"{file}: tensor {name} has shape {info.shape}, the model wants {expected}")
-        with safe_open(str(file), framework="pt") as tensors:
-            for name, info in found.items():
-                keep = any(word in name.split(".") for word in in_float32)
-                tensor = tensors.get_tensor(name).to(device=device, dtype=torch.float32 if keep else dtype)
-                _assign(model, name, _aligned(tensor))
-                progress.add(info.data_offsets[1] - info.data_offsets[0], part)
-        seen |= found.keys()
-    missing = sorted(wanted.keys() - seen)
-    if missing:
-        raise CannotLoad(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """CPU kernels round differently on memory that is not aligned as torch's own allocations are; a mapped file is
-    not, sharded weights are, and both must give the same bits."""
-    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT else tensor
-
-
-def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        module._buffers[leaf] = tensor
-
-
-def _text_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, progress: _Progress) -> Any:
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
-    return _pretrained(UMT5EncoderModel, checkpoint, "text_encoder", device, dtype, progress)
-
-
-def _clip(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, progress: _Progress) -> tuple[Any, Any]:
+        side = encoder.config.image_size
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size=side, image_mean=list(_CLIP_MEAN), image_std=list(_CLIP_STD)
+        )
     from transformers import AutoImageProcessor
-    from transformers.models.clip.modeling_clip import CLIPVisionModel
 
-    encoder = _pretrained(CLIPVisionModel, checkpoint, "image_encoder", device, dtype, progress)
     folder = checkpoint.folder / "image_processor"
     try:
-        processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except (OSError, ValueError) as error:
         raise CannotLoad(f"{folder}: {error}") from error
-    return encoder, processor
-
-
-def _pretrained(
-    model_class: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype, progress: _Progress
-) -> Any:
-    """transformers' own loader, because it knows the renamed tensors of old checkpoints."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    folder = checkpoint.folder / part
-    try:
-        model, info = model_class.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CannotLoad(f"{folder}: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise CannotLoad(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    progress.add_part(part)
-    return model.to(device).eval().requires_grad_(False)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
-    folder = checkpoint.folder / "tokenizer"
+    folder = checkpoint.tokenizer
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
