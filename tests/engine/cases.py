@@ -20,7 +20,7 @@ from workers.engine.errors import AgreedFailure, StoppedAt
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
 from workers.engine.lockstep import Beat, Command, Leave, Lockstep, Work
-from workers.engine.media import read_picture
+from workers.engine.media import Clip, read_picture, read_reference
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages import decode
@@ -71,7 +71,9 @@ def outcome(model: Wan, job: Job, course: Course) -> Outcome:
     for after in model.denoising(request, state, conditions, place, course):
         state = after
     latents = conditions.given.end(state.latents)
-    frames = [frame for chunk in decode.frames(model._vae, latents, model._vae_split(job)) for frame in chunk]
+    split = model._vae_split(job)
+    chunks = decode.frames(model._vae, latents, split) if split is not None or model._mesh.rank == 0 else iter(())
+    frames = [frame for chunk in chunks for frame in chunk]
     held = sum(parameter.numel() for parameter in _local(model))
     stacked = np.stack(frames) if frames else np.zeros(0, np.uint8)
     return Outcome(latents.numpy(), stacked, cache.reused, held)
@@ -84,20 +86,38 @@ def _local(model: Wan) -> list[torch.Tensor]:
     return [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
 
 
-def job_of(request: JobRequest, layout: Layout, image: Path | None) -> Job:
+def job_of(
+    request: JobRequest,
+    layout: Layout,
+    image: Path | None = None,
+    *,
+    last_image: Path | None = None,
+    references: tuple[Path, ...] = (),
+    **clips: Clip,
+) -> Job:
     """The job as rank 0 would make it."""
-    pictures = {} if image is None else {"image": read_picture(image, request.width, request.height)}
-    return Job(request, layout, pictures, None)
+    named = {"image": image, "last_image": last_image}
+    pictures = {
+        name: read_picture(path, request.width, request.height) for name, path in named.items() if path is not None
+    }
+    for index, path in enumerate(references):
+        pictures[f"references.{index}"] = read_reference(path, request.width, request.height)
+    return Job(request, layout, pictures, None, clips)
 
 
-def alone(folder: Path, request: JobRequest, image: Path | None = None) -> Outcome:
+def alone(folder: Path, request: JobRequest, image: Path | None = None, **inputs: Any) -> Outcome:
     """The job in one process."""
     model = family(folder, 1)
-    return outcome(model, job_of(request, model.check(request), image), _course(Alone()))
+    return outcome(model, job_of(request, model.check(request), image, **inputs), _course(Alone()))
 
 
 def together(
-    ranks: Ranks, folder: Path, request: JobRequest, image: Path | None = None, fsdp: bool = False
+    ranks: Ranks,
+    folder: Path,
+    request: JobRequest,
+    image: Path | None = None,
+    fsdp: bool = False,
+    inputs: dict[str, Any] | None = None,
 ) -> list[tuple[Layout, Outcome]]:
     """The job in every layout without a ring that the group offers."""
     model = family(folder, ranks.world, fsdp)
@@ -106,7 +126,9 @@ def together(
         wish = Parallel(cfg_size=layout.cfg, ulysses_size=layout.ulysses, ring_size=layout.ring)
         chosen = model.check(replace(request, parallel=wish))
         assert chosen == layout
-        made.append((chosen, outcome(model, job_of(request, chosen, image), _course(lockstep(ranks)))))
+        made.append(
+            (chosen, outcome(model, job_of(request, chosen, image, **(inputs or {})), _course(lockstep(ranks))))
+        )
     return made
 
 

@@ -10,8 +10,11 @@ from msgspec.structs import replace
 from PIL import Image
 
 from shared.messages import Input, JobRequest
+from workers.engine.media import Clip
 
 PICTURE = Input(key="inputs/default/p.png", media_type="image/png", size=1, sha256="0")
+#: For any file that a request names.
+GIVEN = PICTURE
 
 
 def request(**changes: Any) -> JobRequest:
@@ -45,3 +48,21 @@ def picture(folder: Path, width: int = 128, height: int = 64, seed: int = 3) -> 
     path = folder / f"picture-{width}x{height}-{seed}.png"
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def clip(frames: int = 5, width: int = 128, height: int = 64, seed: int = 11) -> Clip:
+    """A clip of smooth random colours that move."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (4, 8 + frames, 3), np.uint8)
+    shown = [
+        np.asarray(Image.fromarray(coarse[:, index : index + 8]).resize((width, height), Image.Resampling.BICUBIC))
+        for index in range(frames)
+    ]
+    return Clip(width, height, frames, np.stack(shown).tobytes())
+
+
+def mask_clip(frames: int = 5, width: int = 128, height: int = 64) -> Clip:
+    """A mask of one channel: a bar that moves."""
+    mask = np.zeros((frames, height, width, 1), np.uint8)
+    for index in range(frames):
+        mask[index, :, 8 * index : 8 * index + 40] = 255
+    return Clip(width, height, frames, mask.tobytes(), channels=1)

@@ -40,6 +40,26 @@ def read_picture(path: Path, width: int, height: int) -> Picture:
     Raises:
         InputRejected: it is not a picture of a known format, is damaged, or has more than ``MAX_PIXELS``.
     """
+    flat = _read(path)
+    fitted = ImageOps.fit(flat, (width, height), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+    return Picture(width, height, fitted.tobytes())
+
+
+def read_reference(path: Path, width: int, height: int) -> Picture:
+    """As ``read_picture``, but whole: scaled to fit into ``width`` × ``height``, in the middle of white.
+
+    Raises:
+        InputRejected: as ``read_picture``.
+    """
+    flat = _read(path)
+    scale = min(width / flat.width, height / flat.height)
+    size = (max(1, int(flat.width * scale)), max(1, int(flat.height * scale)))
+    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    canvas.paste(flat.resize(size, Image.Resampling.LANCZOS), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return Picture(width, height, canvas.tobytes())
+
+
+def _read(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -47,15 +67,13 @@ def read_picture(path: Path, width: int, height: int) -> Picture:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputRejected(f"the picture has {image.width}×{image.height} pixels; at most {MAX_PIXELS}")
                 turned = ImageOps.exif_transpose(image)
-                flat = _over_white(turned)
+                return _over_white(turned)
     except InputRejected:
         raise
     except UnidentifiedImageError as error:
         raise InputRejected("the file is not a picture of a known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputRejected(f"the picture cannot be decoded: {error}") from error
-    fitted = ImageOps.fit(flat, (width, height), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))
-    return Picture(width, height, fitted.tobytes())
 
 
 def _over_white(image: Image.Image) -> Image.Image:
