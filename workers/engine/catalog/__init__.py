@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import assert_never
 
 import msgspec
 from msgspec import Struct
@@ -101,23 +102,22 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
 def derive(checkpoint: Checkpoint) -> ModelCard:
     """A card from a checkpoint's own configs; ``genfleet.json`` may override fields."""
     vae, transformer = checkpoint.vae, checkpoint.transformer
-    text = (Task.TEXT_TO_VIDEO, Task.TEXT_TO_IMAGE)
-    tasks: tuple[Task, ...] = text
-    if checkpoint.takes_image:
-        also_text = checkpoint.extras.text_to_video == "zero_condition"
-        tasks = (Task.IMAGE_TO_VIDEO, *text) if also_text else (Task.IMAGE_TO_VIDEO,)
+    tasks = _tasks(checkpoint)
+    per_token, control = checkpoint.conditioning == "first_frame", checkpoint.conditioning == "control"
     columns = vae.scale_factor_spatial * transformer.patch_size[2]
     rows = vae.scale_factor_spatial * transformer.patch_size[1]
     temporal = vae.scale_factor_temporal
     card = ModelCard(
         name=_safe_name(checkpoint.folder.name),
         family="wan",
-        tasks=tuple(tasks),
+        tasks=tasks,
         width=IntRange(min=columns, max=2048, default=_near(832, columns), multiple_of=columns),
         height=IntRange(min=rows, max=2048, default=_near(480, rows), multiple_of=rows),
         max_pixels=1280 * 720,
-        num_frames=IntRange(min=1, max=241, default=81, multiple_of=temporal, offset=1 % temporal),
-        fps=IntRange(min=1, max=60, default=16),
+        num_frames=IntRange(
+            min=1, max=241, default=121 if per_token else 81, multiple_of=temporal, offset=1 % temporal
+        ),
+        fps=IntRange(min=1, max=60, default=24 if per_token else 16),
         steps=IntRange(min=1, max=200, default=40),
         guidance_scale=FloatRange(min=0.0, max=20.0, default=5.0),
         shift=FloatRange(min=0.1, max=30.0, default=5.0),
@@ -126,6 +126,10 @@ def derive(checkpoint: Checkpoint) -> ModelCard:
         negative_prompt=WAN_NEGATIVE_PROMPT,
         max_n=4,
         heads=transformer.num_attention_heads,
+        also_takes=("mask", "references") if control else (),
+        guidance_scale_2=FloatRange(min=0.0, max=20.0, default=5.0) if "transformer_2" in checkpoint.parts else None,
+        strength=FloatRange(min=0.05, max=1.0, default=0.8) if Task.VIDEO_TO_VIDEO in tasks else None,
+        control_scale=FloatRange(min=0.0, max=2.0, default=1.0) if control else None,
     )
     overrides = checkpoint.extras.card
     if not overrides:
@@ -135,6 +139,27 @@ def derive(checkpoint: Checkpoint) -> ModelCard:
         return msgspec.convert(fields, ModelCard)
     except msgspec.ValidationError as error:
         raise CannotLoad(f"{checkpoint.folder / 'genfleet.json'}: card: {error}") from error
+
+
+def _tasks(checkpoint: Checkpoint) -> tuple[Task, ...]:
+    """What a checkpoint of that kind can do, the first for what it is mostly asked; ``families/wan_conditions`` does
+    it."""
+    text = (Task.TEXT_TO_VIDEO, Task.TEXT_TO_IMAGE)
+    kind = checkpoint.conditioning
+    match kind:
+        case "text":
+            return (*text, Task.VIDEO_TO_VIDEO)
+        case "first_frame":
+            return (Task.IMAGE_TO_VIDEO, *text)
+        case "control":
+            return (Task.VIDEO_EDITING, *text, Task.IMAGE_TO_VIDEO, Task.FIRST_LAST_FRAME_TO_VIDEO)
+        case "image_channels":
+            first = (Task.IMAGE_TO_VIDEO,) if checkpoint.takes_first_frame else ()
+            last = (Task.FIRST_LAST_FRAME_TO_VIDEO,) if checkpoint.takes_last_frame else ()
+            also_text = text if checkpoint.extras.text_to_video == "zero_condition" else ()
+            return (*first, *last, *also_text)
+        case _:
+            assert_never(kind)
 
 
 def _near(value: int, multiple: int) -> int:
