@@ -213,6 +213,7 @@ def parallel_of(asked: ParallelBody) -> Parallel:
     return Parallel(
         cfg_size=asked.cfg_size,
         ulysses_size=asked.ulysses_size,
+        ring_size=asked.ring_size,
         vae_parallel=asked.vae_parallel,
         dit_fsdp=asked.dit_fsdp,
         t5_fsdp=asked.t5_fsdp,
@@ -240,11 +241,12 @@ def _parallel(asked: ParallelBody, offers: Iterable[Offer]) -> Parallel:
 
 
 def fits(asked: Parallel, layout: Layout) -> bool:
-    """Whether that layout is one of those the job asks for."""
+    """Whether that layout is one of those the job asks for. A VAE that can be split need not be."""
     return (
         asked.cfg_size in (None, layout.cfg)
         and asked.ulysses_size in (None, layout.ulysses)
-        and asked.vae_parallel in (None, layout.vae_parallel)
+        and asked.ring_size in (None, layout.ring)
+        and asked.vae_parallel in (None, False, layout.vae_parallel)
         and asked.dit_fsdp in (None, layout.dit_fsdp)
         and asked.t5_fsdp in (None, layout.t5_fsdp)
     )
@@ -252,13 +254,14 @@ def fits(asked: Parallel, layout: Layout) -> bool:
 
 def _may_widen(asked: Parallel, offer: Offer) -> bool:
     """A group that has become narrower may come back: a job for the whole one waits instead of being refused."""
-    ranks = offer.layout.cfg * offer.layout.ulysses
-    wanted = (asked.cfg_size or 1) * (asked.ulysses_size or 1)
+    ranks = offer.layout.cfg * offer.layout.ulysses * offer.layout.ring
+    wanted = (asked.cfg_size or 1) * (asked.ulysses_size or 1) * (asked.ring_size or 1)
     return ranks < wanted <= offer.full_width and offer.full_width % wanted == 0
 
 
 def describe(layout: Layout) -> str:
     """The layout in the words of a request."""
     words = [f"cfg_size {layout.cfg}", f"ulysses_size {layout.ulysses}"]
+    words += [f"ring_size {layout.ring}"] if layout.ring > 1 else []
     words += [name for name in ("dit_fsdp", "t5_fsdp", "vae_parallel") if getattr(layout, name)]
     return " ".join(words)

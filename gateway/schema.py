@@ -36,6 +36,7 @@ class ParallelBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     cfg_size: Degree | None = None
     ulysses_size: Degree | None = None
+    ring_size: Degree | None = None
     vae_parallel: bool | None = None
     dit_fsdp: bool | None = None
     t5_fsdp: bool | None = None
@@ -47,6 +48,15 @@ class CacheBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     start_step: StepIndex
     interval: Annotated[int, Meta(ge=1, le=10_000)]
     end_step: StepIndex
+
+
+class StepCacheBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reuse of what all blocks after the first add, in steps from `start_step` up to but without `end_step` (left out:
+    to the last) whose first block changes by less than `threshold` (relative; 0 is off, 0.05 to 0.15 are usual)."""
+
+    threshold: Annotated[float, Meta(ge=0, le=1)]
+    start_step: StepIndex = 0
+    end_step: StepIndex | None = None
 
 
 class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +81,7 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     n: Annotated[int, Meta(ge=1, le=64)] = 1
     parallel: ParallelBody = ParallelBody()
     cache: CacheBody | None = None
+    step_cache: StepCacheBody | None = None
     output_format: Word | None = None
     priority: Priority | None = None
     start_deadline_s: Seconds | None = None
@@ -142,6 +153,7 @@ class RequestView(Struct, frozen=True, kw_only=True):
     n: int
     parallel: ParallelBody
     cache: CacheBody | None
+    step_cache: StepCacheBody | None
     output_format: str
     start_deadline_s: float | None
     run_timeout_s: float
@@ -254,6 +266,7 @@ class LayoutView(Struct, frozen=True, kw_only=True):
 
     cfg: int
     ulysses: int
+    ring: int
     dit_fsdp: bool
     t5_fsdp: bool
     vae_parallel: bool
@@ -298,6 +311,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
     negative_prompt: str
     max_n: int
     cache: CacheBody | None
+    step_cache: StepCacheBody | None
     workers: int
     layouts: tuple[LayoutView, ...]
     step_s: float | None

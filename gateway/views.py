@@ -19,6 +19,7 @@ from gateway.schema import (
     QuarantineView,
     QueueView,
     RequestView,
+    StepCacheBody,
     TransitionView,
     WorkerView,
 )
@@ -34,6 +35,7 @@ from shared.messages import (
     Progress,
     Stage,
     State,
+    StepCache,
     Transition,
     WorkerControl,
     WorkerLease,
@@ -136,11 +138,13 @@ def request_view(record: JobRecord) -> RequestView:
         parallel=ParallelBody(
             cfg_size=parallel.cfg_size,
             ulysses_size=parallel.ulysses_size,
+            ring_size=parallel.ring_size,
             vae_parallel=parallel.vae_parallel,
             dit_fsdp=parallel.dit_fsdp,
             t5_fsdp=parallel.t5_fsdp,
         ),
         cache=_cache(request.cache),
+        step_cache=_step_cache(request.step_cache),
         output_format=request.output_format,
         start_deadline_s=record.start_deadline_s,
         run_timeout_s=record.run_timeout_s,
@@ -159,6 +163,12 @@ def _cache(cache: AttentionCache | None) -> CacheBody | None:
     if cache is None:
         return None
     return CacheBody(start_step=cache.start_step, interval=cache.interval, end_step=cache.end_step)
+
+
+def _step_cache(cache: StepCache | None) -> StepCacheBody | None:
+    if cache is None:
+        return None
+    return StepCacheBody(threshold=cache.threshold, start_step=cache.start_step, end_step=cache.end_step)
 
 
 def output_views(record: JobRecord) -> tuple[OutputView, ...]:
@@ -221,6 +231,7 @@ def layout_view(layout: Layout) -> LayoutView:
     return LayoutView(
         cfg=layout.cfg,
         ulysses=layout.ulysses,
+        ring=layout.ring,
         dit_fsdp=layout.dit_fsdp,
         t5_fsdp=layout.t5_fsdp,
         vae_parallel=layout.vae_parallel,
@@ -287,6 +298,7 @@ def model_view(card: ModelCard, workers: int, layouts: tuple[Layout, ...], step_
         negative_prompt=card.negative_prompt,
         max_n=card.max_n,
         cache=_cache(card.cache),
+        step_cache=_step_cache(card.step_cache),
         workers=workers,
         layouts=tuple(layout_view(layout) for layout in layouts),
         step_s=step_s,

@@ -6,22 +6,28 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.resolve import UNANNOUNCED, Offer, integer, nearest, resolve
-from gateway.schema import CacheBody, ParallelBody, SubmitBody
+from gateway.schema import CacheBody, ParallelBody, StepCacheBody, SubmitBody
 from shared.errors import InvalidRequest
-from shared.messages import AttentionCache, Input, IntRange, JobRequest, Layout, Parallel
+from shared.messages import AttentionCache, Input, IntRange, JobRequest, Layout, ModelCard, Parallel, StepCache
 from tests.support.gateway import CARD
 
 IMAGE = Input(key="inputs/default/aa", media_type="image/png", size=10, sha256="aa")
 
 
 def resolved(
-    *offers: Offer, image: Input | None = None, last_image: Input | None = None, seed: int = 7, **fields: object
+    *offers: Offer,
+    image: Input | None = None,
+    last_image: Input | None = None,
+    seed: int = 7,
+    card: ModelCard = CARD,
+    **fields: object,
 ) -> JobRequest:
     body = msgspec.convert({"prompt": "a cat", **fields}, SubmitBody)
     inputs = {name: file for name, file in (("image", image), ("last_image", last_image)) if file is not None}
-    return resolve(body, CARD, inputs, offers, seed, CARD.name)
+    return resolve(body, card, inputs, offers, seed, card.name)
 
 
 def refused(*offers: Offer, **fields: object) -> InvalidRequest:
@@ -69,6 +75,15 @@ def test_what_is_given_is_taken() -> None:
     assert request.cache == AttentionCache(start_step=1, interval=2, end_step=6)
 
 
+def test_a_step_cache_is_the_jobs_own_or_the_cards() -> None:
+    of_card = StepCache(threshold=0.08, start_step=2, end_step=30)
+    card = replace(CARD, step_cache=of_card)
+    assert resolved().step_cache is None
+    assert resolved(card=card).step_cache == of_card
+    off = resolved(card=card, step_cache=StepCacheBody(threshold=0))
+    assert off.step_cache == StepCache(threshold=0, start_step=0, end_step=None)
+
+
 @pytest.mark.parametrize(
     ("fields", "image", "task", "frames", "output_format"),
     [
@@ -109,6 +124,7 @@ def test_the_task_is_inferred(
         ({"task": "text-to-image", "output_format": "mp4"}, "output_format", "png"),
         ({"dummy": {"step_s": 0.1}}, "dummy", "dummy model"),
         ({"cache": CacheBody(start_step=5, interval=2, end_step=4)}, "cache.end_step", "before"),
+        ({"step_cache": StepCacheBody(threshold=0.1, start_step=5, end_step=4)}, "step_cache.end_step", "before"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, object], field: str, says: str) -> None:

@@ -262,6 +262,8 @@ async def test_a_body_too_long_is_refused_without_a_declared_length(gw: GatewayU
         ({"prompt": "a", "parallel": {"ulysses": 2}}, "parallel.ulysses"),
         ({"prompt": "a", "parallel": {"ulysses_size": 0}}, "parallel.ulysses_size"),
         ({"prompt": "a", "cache": {"start_step": 1}}, "cache.interval"),
+        ({"prompt": "a", "step_cache": {"threshold": 1.5}}, "step_cache.threshold"),
+        ({"prompt": "a", "step_cache": {"start_step": 1}}, "step_cache.threshold"),
         ({"prompt": "a", "priority": 10}, "priority"),
         ({"prompt": "a", "start_deadline_s": 0}, "start_deadline_s"),
         ({"prompt": "a", "metadata": {"k": 1}}, "metadata[...]"),
