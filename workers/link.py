@@ -61,10 +61,16 @@ class Loading(Frame, frozen=True, kw_only=True, tag="loading"):
 
 
 class Ready(Frame, frozen=True, kw_only=True, tag="ready"):
-    """The group takes jobs: the cards of the models it serves and the layouts it can run."""
+    """The group takes jobs: the cards of the models it serves and the layouts it can run.
+
+    ``others``: of the models that the pool can serve once the group is launched anew with them. ``device_memory``:
+    bytes of the smallest device; 0: not known.
+    """
 
     cards: tuple[ModelCard, ...]
     layouts: tuple[Layout, ...]
+    others: tuple[ModelCard, ...] = ()
+    device_memory: int = 0
 
 
 class CannotLoad(Frame, frozen=True, kw_only=True, tag="cannot_load"):

@@ -12,9 +12,12 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from shared.errors import GenfleetError
 from shared.messages import AttentionCache
+from workers import pool_lora
+from workers.pool_lora import PoolLora
 
 Degree = Annotated[int, Meta(ge=1, le=64)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -49,16 +52,30 @@ class PoolLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     launch_attempts: Annotated[int, Meta(ge=1, le=10)] = 2
 
 
+class OtherModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further model of the pool. ``None`` takes what the pool says."""
+
+    model: str
+    serve_as: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    layout: PoolLayout | None = None
+    cache: AttentionCache | None = None
+    lora: tuple[PoolLora, ...] = ()
+
+
 class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One pool.
 
     Attributes:
         model: a name of the catalogue, ``dummy``, or the folder of a checkpoint.
         serve_as: the name under which jobs ask for it; by default the model's own.
+        others: further models, one of them loaded at a time: the group is launched anew with another when a job for it
+            comes (``model`` is the one that it starts with). Then each needs its ``serve_as``.
         devices: indices of the devices that the group takes, one rank each; empty takes ``0 .. width-1``.
         width: ranks in the group, one per device.
         dtype: of the denoiser's weights and activations; ``auto`` is bfloat16 on an accelerator, float32 on CPU.
         threads: CPU threads per rank.
+        lora: LoRAs of ``model``.
         capacity: jobs at once. Only the dummy engine can hold more than one; a torch group does one at a time.
         env: further environment of the ranks.
     """
@@ -75,8 +92,37 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capacity: Annotated[int, Meta(ge=1, le=256)] = 1
     layout: PoolLayout = PoolLayout()
     cache: AttentionCache | None = None
+    lora: tuple[PoolLora, ...] = ()
+    others: tuple[OtherModel, ...] = ()
     limits: PoolLimits = PoolLimits()
     env: dict[str, str] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the models of a pool with several are served, the one that it starts with first; none
+        for a pool of one, whose name may be the model's own."""
+        return (self.serve_as or "", *(other.serve_as for other in self.others)) if self.others else ()
+
+    def serving(self, name: str) -> Pool:
+        """The pool as a group of it sees it that is launched with the model of that name; ``""``: the first.
+
+        Raises:
+            PoolError: the pool has no such model.
+        """
+        if name in ("", self.serve_as):
+            return self
+        for other in self.others:
+            if other.serve_as == name:
+                return replace(
+                    self,
+                    model=other.model,
+                    serve_as=name,
+                    dtype=other.dtype or self.dtype,
+                    layout=other.layout or self.layout,
+                    cache=other.cache or self.cache,
+                    lora=other.lora,
+                )
+        raise PoolError(f"the pool {self.name!r} has no model {name!r}")
 
 
 def parse(text: str, *, source: str = "pool") -> Pool:
@@ -95,18 +141,39 @@ def parse(text: str, *, source: str = "pool") -> Pool:
         raise PoolError(f"{source}: `devices` names {len(pool.devices)} devices, `width` is {pool.width}")
     if len(set(pool.devices)) != len(pool.devices):
         raise PoolError(f"{source}: `devices` names a device twice")
+    if pool.others and pool.serve_as is None:
+        raise PoolError(f"{source}: with `others`, `serve_as` must say what the first model is called")
+    if len(set(pool.names)) != len(pool.names):
+        raise PoolError(f"{source}: `others` serves two models under one name")
+    kinds = {model == "dummy" for model in (pool.model, *(other.model for other in pool.others))}
+    if len(kinds) > 1:
+        raise PoolError(f"{source}: `others` puts the dummy engine beside a real one")
     if pool.capacity > 1 and pool.model != "dummy":
         raise PoolError(
             f"{source}: `capacity` is {pool.capacity}, but only the dummy engine holds several jobs at once"
         )
     if pool.narrowest > pool.width:
         raise PoolError(f"{source}: `narrowest` is {pool.narrowest}, `width` only {pool.width}")
-    cfg, ulysses = pool.layout.cfg, pool.layout.ulysses
+    for layout in (pool.layout, *(other.layout for other in pool.others if other.layout is not None)):
+        _check_layout(layout, pool.width, source)
+    for loras in (pool.lora, *(other.lora for other in pool.others)):
+        if wrong := pool_lora.fault(loras):
+            raise PoolError(f"{source}: {wrong}")
+    if pool.model == "dummy" and pool.lora:
+        raise PoolError(f"{source}: `lora`: the dummy engine has no weights")
+    return pool
+
+
+def _check_layout(layout: PoolLayout, width: int, source: str) -> None:
+    cfg, ulysses = layout.cfg, layout.ulysses
     if cfg is not None and cfg not in (1, 2):
         raise PoolError(f"{source}: `layout.cfg` is 1 or 2, not {cfg}")
-    if cfg is not None and ulysses is not None and cfg * ulysses != pool.width:
-        raise PoolError(f"{source}: `layout.cfg` × `layout.ulysses` is {cfg * ulysses}, `width` is {pool.width}")
-    return pool
+    ranks = (cfg or 1) * (ulysses or 1) * (layout.ring or 1)
+    if cfg is not None and ulysses is not None and ranks != width:
+        words = "`layout.cfg` × `layout.ulysses`" + (" × `layout.ring`" if layout.ring is not None else "")
+        raise PoolError(f"{source}: {words} is {ranks}, `width` is {width}")
+    if width % ranks:
+        raise PoolError(f"{source}: `layout` asks for {ranks} ranks, which do not divide `width` {width}")
 
 
 def read(path: Path) -> Pool:

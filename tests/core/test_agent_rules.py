@@ -23,7 +23,8 @@ from workers.agent.assignment import MAX_REMEMBERED, Accepts, Situation, answer,
 from workers.agent.group import Phase
 from workers.agent.launches import BACKOFF_S, REPAIR_S, Launches
 from workers.agent.progress import PER_SECOND, Pace
-from workers.engine.dummy import card, layouts, png
+from workers.engine.dummy import card, layouts
+from workers.engine.dummy_files import png
 
 # --- launches --------------------------------------------------------------------------------------------------------
 

@@ -131,3 +131,36 @@ def test_only_the_dummy_holds_several_jobs_at_once() -> None:
     assert parse('model = "dummy"\ncapacity = 8').capacity == 8
     with pytest.raises(PoolError, match="only the dummy"):
         parse('model = "wan-demo"\ncapacity = 2')
+
+
+def test_a_pool_of_several_models_is_seen_by_a_group_as_the_one_it_is_launched_with() -> None:
+    pool = parse(
+        'model = "wan-demo"\nserve_as = "fast"\ndtype = "float32"\n'
+        'others = [{ model = "/models/14b", serve_as = "fine", dtype = "bfloat16", layout = { dit_fsdp = true } }]\n'
+    )
+    assert pool.names == ("fast", "fine")
+    assert pool.serving("") is pool
+    assert pool.serving("fast") is pool
+    fine = pool.serving("fine")
+    assert (fine.model, fine.serve_as, fine.dtype, fine.layout.dit_fsdp) == ("/models/14b", "fine", "bfloat16", True)
+    with pytest.raises(PoolError, match="has no model 'best'"):
+        pool.serving("best")
+    assert parse('model = "wan-demo"').names == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('model = "a"\nothers = [{ model = "b", serve_as = "b" }]', "`serve_as` must say"),
+        ('model = "a"\nserve_as = "b"\nothers = [{ model = "b", serve_as = "b" }]', "two models under one name"),
+        ('model = "dummy"\nserve_as = "a"\nothers = [{ model = "b", serve_as = "b" }]', "the dummy engine beside"),
+        ('model = "a"\nserve_as = "a"\nothers = [{ model = "b" }]', "missing required field `serve_as`"),
+        (
+            'model = "a"\nserve_as = "a"\nothers = [{ model = "b", serve_as = "b", layout = { cfg = 2, ulysses = 2 } }]',
+            "`width` is 1",
+        ),
+    ],
+)
+def test_a_pool_of_several_models_that_cannot_be(text: str, says: str) -> None:
+    with pytest.raises(PoolError, match=says):
+        parse(text)

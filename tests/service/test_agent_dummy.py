@@ -73,7 +73,8 @@ def family(name: str) -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def _scene(tmp_path: Path, text: str) -> AsyncIterator[Scene]:
+async def scene_of(tmp_path: Path, text: str) -> AsyncIterator[Scene]:
+    """An agent with that pool, once it is idle."""
     path = tmp_path / "pool.toml"
     path.write_text(text)
     pool = parse(text)
@@ -88,7 +89,7 @@ async def _scene(tmp_path: Path, text: str) -> AsyncIterator[Scene]:
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    async with _scene(tmp_path, POOL) as scene:
+    async with scene_of(tmp_path, POOL) as scene:
         yield scene
 
 
@@ -221,7 +222,7 @@ SEVERAL = "capacity = 3\n" + POOL
 @pytest.fixture
 async def several(tmp_path: Path) -> AsyncIterator[Scene]:
     """A dummy group that holds three jobs at once."""
-    async with _scene(tmp_path, SEVERAL) as scene:
+    async with scene_of(tmp_path, SEVERAL) as scene:
         yield scene
 
 

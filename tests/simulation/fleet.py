@@ -146,7 +146,7 @@ class WorkerSlot(Slot):
             self.fleet.loop,
             process,
             self.fleet.seed,
-            self._model,
+            (self._model,),
             lambda run: witness.ran(run.job, run.epoch, process.name),
         )
 

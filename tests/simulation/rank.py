@@ -18,7 +18,8 @@ from shared.messages import Reason, Stage
 from tests.simulation.loop import SimLoop
 from tests.simulation.process import Process
 from workers.agent.process import GroupProcess
-from workers.engine.dummy import Pretence, card, layouts, write_output
+from workers.engine.dummy import Pretence, card, layouts
+from workers.engine.dummy_files import write_output
 from workers.link import (
     Broke,
     Cancel,
@@ -45,13 +46,23 @@ IDLE_PULSE_S = 5.0
 class SimRank:
     """One launch of a group: a process, and what rank 0 does in it."""
 
-    def __init__(self, loop: SimLoop, process: Process, link: Path, width: int, model: str, ran: Callable[[Run], None]):
+    def __init__(
+        self,
+        loop: SimLoop,
+        process: Process,
+        link: Path,
+        width: int,
+        model: str,
+        others: tuple[str, ...],
+        ran: Callable[[Run], None],
+    ) -> None:
         self.process = process
         self.slow = 1.0
         self._loop = loop
         self._link = link
         self._width = width
         self._model = model
+        self._others = others
         self._ran = ran
         self._frames: asyncio.Queue[FromAgent | None] = asyncio.Queue()
         self._writer: asyncio.StreamWriter | None = None
@@ -84,7 +95,8 @@ class SimRank:
         self._say(Hello(pid=1, width=self._width, device="cpu", device_name="simulated"))
         self._say(Loading(fraction=0.5, what="nothing"))
         await clock.sleep(self.process.random.uniform(0.05, 1.0))
-        self._say(Ready(cards=(card(self._model),), layouts=layouts(self._width)))
+        others = tuple(card(name) for name in self._others if name != self._model)
+        self._say(Ready(cards=(card(self._model),), layouts=layouts(self._width), others=others))
         while True:
             frame = await self._hear(IDLE_PULSE_S)
             match frame:
@@ -145,7 +157,7 @@ class SimRank:
                     step_s=step_s,
                 )
             )
-        files = tuple(write_output(run, index, pretence) for index in range(run.request.n))
+        files = tuple(write_output(run, index, int(pretence.output_bytes)) for index in range(run.request.n))
         return Done(job=job, epoch=epoch, files=files)
 
     async def _misbehave(self, pretence: Pretence, step: int) -> None:
@@ -177,17 +189,19 @@ class SimLauncher:
         fail_next: launches that cannot be started.
     """
 
-    def __init__(self, loop: SimLoop, agent: Process, seed: str, model: str, ran: Callable[[Run], None]) -> None:
+    def __init__(
+        self, loop: SimLoop, agent: Process, seed: str, models: tuple[str, ...], ran: Callable[[Run], None]
+    ) -> None:
         self.last: SimRank | None = None
         self.fail_next = 0
         self._loop = loop
         self._agent = agent
         self._seed = seed
-        self._model = model
+        self._model, self._others = models[0], models
         self._ran = ran
         self._launched = 0
 
-    async def launch(self, link: Path, width: int, first_device: int) -> GroupProcess:
+    async def launch(self, link: Path, width: int, first_device: int, model: str = "") -> GroupProcess:
         if self.fail_next:
             self.fail_next -= 1
             raise OSError("cannot be started")
@@ -195,7 +209,7 @@ class SimLauncher:
         process = Process(self._loop, f"{self._agent.name}/rank-{self._launched}", self._seed)
         if self._agent.alive:
             self._agent.children.append(process)
-        self.last = SimRank(self._loop, process, link, width, self._model, self._ran)
+        self.last = SimRank(self._loop, process, link, width, model or self._model, self._others, self._ran)
         if not self._agent.alive:
             process.kill()
         return self.last

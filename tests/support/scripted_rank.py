@@ -75,13 +75,14 @@ class ScriptedRank:
     """Rank 0 of one launch, and its process.
 
     Attributes:
-        width, first_device: as launched.
+        width, first_device, model: as launched.
     """
 
-    def __init__(self, link: Path, width: int, first_device: int) -> None:
+    def __init__(self, link: Path, width: int, first_device: int, model: str = "") -> None:
         self.link = link
         self.width = width
         self.first_device = first_device
+        self.model = model
         self._killed = False
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._reader: asyncio.StreamReader | None = None
@@ -117,7 +118,14 @@ class ScriptedRank:
         """Connect, say hello and be ready."""
         await self.connect()
         self.say(Hello(pid=1, width=self.width, device="cpu", device_name="scripted"))
-        self.say(Ready(cards=(card("dummy"),), layouts=layouts))
+        self.say(Ready(cards=(card(self.model or "dummy"),), layouts=layouts))
+
+    async def come_up_beside(self, *others: str, device_memory: int = 0) -> None:
+        """The same, for a pool of several models."""
+        await self.connect()
+        self.say(Hello(pid=1, width=self.width, device="cpu", device_name="scripted"))
+        cards = tuple(card(name) for name in others)
+        self.say(Ready(cards=(card(self.model),), layouts=(Layout(),), others=cards, device_memory=device_memory))
 
     def say(self, frame: Frame) -> None:
         """Send a frame."""
@@ -150,8 +158,8 @@ class ScriptedLauncher:
         self._queue: asyncio.Queue[ScriptedRank] = asyncio.Queue()
         self.all: list[ScriptedRank] = []
 
-    async def launch(self, link: Path, width: int, first_device: int) -> GroupProcess:
-        rank = ScriptedRank(link, width, first_device)
+    async def launch(self, link: Path, width: int, first_device: int, model: str = "") -> GroupProcess:
+        rank = ScriptedRank(link, width, first_device, model)
         self.all.append(rank)
         self._queue.put_nowait(rank)
         return rank

@@ -200,6 +200,8 @@ class Agent:
             return WorkerState.DRAINING
         if self._group.phase is Phase.BROKEN:
             return WorkerState.BROKEN
+        if self._group.phase is Phase.SWAPPING and self._listening:
+            return WorkerState.BUSY
         if self._group.phase is not Phase.READY or not self._listening:
             return WorkerState.STARTING
         return WorkerState.IDLE if self._work.room.is_set() else WorkerState.BUSY
@@ -216,15 +218,18 @@ class Agent:
             host=socket.gethostname(),
             device=group.device or self._pool.device,
             device_name=group.device_name,
+            device_memory=group.device_memory,
             width=group.width,
             full_width=group.full_width,
-            models=tuple(card.name for card in group.cards),
-            layouts=group.layouts,
+            models=tuple(card.name for card in group.models.cards),
+            layouts=group.models.layouts(),
             held=self._work.held,
             capacity=self._pool.capacity,
             loaded=group.loaded,
-            detail=group.detail,
+            detail=group.detail or group.models.detail[:500],
             step_s=dict(self._work.step_s),
+            loaded_models=group.models.loaded,
+            load_s=dict(group.models.load_s),
         )
 
     async def _renew(self) -> None:
@@ -239,7 +244,7 @@ class Agent:
             confirmed = await self._lease.publish(lease)
             self._metrics.show(lease, self._group.launched, self._group.ends, self._lease.failures)
             if confirmed:
-                await self._lease.announce(self._group.cards)
+                await self._lease.announce(self._group.models.cards)
             if confirmed and lease.state is WorkerState.IDLE and not self.ready.is_set():
                 _log.info("ready", worker=self._worker, incarnation=self.incarnation, models=lease.models)
                 self.ready.set()
@@ -321,7 +326,7 @@ class Agent:
             ):
                 await first(self._clock.sleep(left), self._wait(self._work.next_end))
         last_epoch = self._accepts.last(assign.job)
-        reply = answer(assign, self._situation(assign.job), last_epoch)
+        reply = answer(assign, self._situation(assign), last_epoch)
         if not isinstance(reply, Accepted):
             self._metrics.refusals.labels(type(reply).__name__).inc()
             with about(assign.job, assign.epoch):
@@ -339,17 +344,18 @@ class Agent:
     def _has_room(self, job: str) -> bool:
         return self._work.room.is_set() and job not in self._work.attempts
 
-    def _situation(self, job: str) -> Situation:
-        group = self._group
+    def _situation(self, assign: Assign) -> Situation:
+        group, model = self._group, assign.request.model
         return Situation(
             worker=self._worker,
             incarnation=self.incarnation,
             draining=self._draining,
-            busy=not self._has_room(job),
+            busy=not self._has_room(assign.job),
             phase=group.phase,
             detail=group.detail,
-            cards=group.cards,
-            layouts=group.layouts,
+            cards=group.models.cards,
+            layouts=group.models.layouts(model),
+            in_the_way=bool(self._work.attempts) and not group.models.has(model),
         )
 
 

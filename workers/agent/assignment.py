@@ -55,7 +55,10 @@ class Situation:
     phase: Phase
     detail: str
     cards: tuple[ModelCard, ...]
+    #: Of the model that is asked for; none if they are not known.
     layouts: tuple[Layout, ...]
+    #: The model would have to be loaded while other jobs are held.
+    in_the_way: bool = False
 
 
 def answer(assign: Assign, now: Situation, last_epoch: int | None) -> AssignReply:
@@ -82,7 +85,7 @@ def answer(assign: Assign, now: Situation, last_epoch: int | None) -> AssignRepl
         return CannotServe(message=f"this pool does not serve the model {assign.request.model[:64]!r}")
     if now.layouts and not any(suits(assign.request.parallel, layout) for layout in now.layouts):
         return CannotServe(message="the group as it is now has no such layout")
-    return Accepted()
+    return Busy() if now.in_the_way else Accepted()
 
 
 def suits(wish: Parallel, layout: Layout) -> bool:

@@ -1,7 +1,8 @@
 """One attempt at one job: fetch inputs, have the group do it, store outputs; its end is an ``Outcome``.
 
-Whatever happens, the attempt ends: the run timeout counts from acceptance to the last output stored, and a group that
-does not stop when asked is killed. The first reason to stop wins.
+Whatever happens, the attempt ends: the run timeout counts from acceptance (or from when the pool has loaded the job's
+model, which has a limit of its own) to the last output stored, and a group that does not stop when asked is killed. The
+first reason to stop wins.
 
     preparing ──▶ running in the group ──▶ uploading ──▶ Succeeded
         │               │     ╲                │
@@ -78,6 +79,8 @@ class Attempt:
         """
         self.assign = assign
         self.accepted = clock.monotonic()
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
         self.stored = False
         self.looked_at = False
         self._group = group
@@ -103,10 +106,12 @@ class Attempt:
 
     async def run(self) -> Outcome | None:
         """Its outcome; None if the job has gone on without this attempt and nobody wants to know."""
-        timer = asyncio.ensure_future(self._time_out())
+        timer: asyncio.Task[None] | None = None
         folder: Path | None = None
         try:
             folder = self._folders.take()
+            await self._have_model()
+            timer = asyncio.ensure_future(self._time_out())
             return await self._outcome(folder)
         except _Interrupted:
             return self._stopped()
@@ -116,10 +121,24 @@ class Attempt:
         except (ArtifactError, OSError) as error:
             _log.exception("attempt_failed")
             return _failed(Reason.ENGINE_ERROR, f"the worker could not keep the job's files: {error}")
+        except GroupNotReady as error:
+            _log.warning("group_not_ready", error=str(error))
+            return Returned(reason=Reason.GROUP_LOST)
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             if folder is not None:
                 await self._folders.give_back(folder, self._left)
+
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
 
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
@@ -135,9 +154,6 @@ class Attempt:
         run = Run(job=assign.job, epoch=assign.epoch, request=request, inputs=inputs, out_dir=str(folder / "out"))
         try:
             answer = await self._perform(run)
-        except GroupNotReady as error:
-            _log.warning("group_not_ready", error=str(error))
-            return Returned(reason=Reason.GROUP_LOST)
         except GroupLost as error:
             return Returned(reason=Reason.GROUP_LOST) if error.blameless else _failed(error.reason, str(error))
         match answer:
@@ -147,6 +163,8 @@ class Attempt:
                 storing = store_outputs(self._artifacts, assign.job, assign.epoch, files, folder / "out", self._clock)
                 outputs = await self._unless_stopped(storing)
                 self._left = [file.name for file in files]
+                if self._load_s is not None:
+                    used = {**used, "load_s": round(self._load_s, 3)}
                 return Succeeded(outputs=outputs, used=used)
             case Refused(reason=reason, message=message):
                 return _failed(reason, message, final=True)

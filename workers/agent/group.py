@@ -5,6 +5,9 @@
         └──── kill all, wait, launch ◀─────┴── link closed, process gone, garbage, silence, poisoned, asked to
 
 ``BROKEN`` is STARTING without much hope: the checkpoint cannot be loaded, or even the narrowest width keeps failing.
+
+A pool of several models has one of them loaded. ``have`` another ends the group in good order and launches it anew
+(``SWAPPING``); if that does not come up, the model rests, is not offered meanwhile, and the one before comes back.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from pathlib import Path
 
 from shared.clock import Clock
 from shared.errors import GenfleetError
-from shared.messages import Layout, ModelCard, Reason
+from shared.messages import Reason
 from shared.telemetry import log
 from workers.agent.launches import Launches
 from workers.agent.life import End, Life
+from workers.agent.models import Models
 from workers.agent.process import Launcher
 from workers.agent.race import first
 from workers.link import (
@@ -69,6 +73,7 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    SWAPPING = "swapping"
     BROKEN = "broken"
     ENDED = "ended"
 
@@ -88,7 +93,8 @@ class Group:
         width: ranks of the present life.
         detail: why it is narrower than it should be, or broken.
         loaded: 0..1 while the model loads.
-        cards, layouts: what it announced when it was last ready.
+        models: what it can serve, what is loaded, and how long loading took.
+        device_memory: bytes of the smallest device; 0: not known.
         launched: lives so far.
         ends: lives that ended unasked, by reason.
     """
@@ -120,8 +126,9 @@ class Group:
         self.loaded = 0.0
         self.device = ""
         self.device_name = ""
-        self.cards: tuple[ModelCard, ...] = ()
-        self.layouts: tuple[Layout, ...] = ()
+        self.device_memory = 0
+        self.models = Models(pool.names, clock)
+        self._swap: asyncio.Future[None] | None = None
         self.launched = 0
         self.ends: Counter[str] = Counter()
 
@@ -132,19 +139,48 @@ class Group:
             self._life = life
             self.width, self.loaded = self._launches.width, 0.0
             self.launched += 1
-            _log.info("group_launch", width=self.width, launch=self.launched)
+            model = self.models.launch()
+            _log.info("group_launch", width=self.width, launch=self.launched, model=model)
             self._changed()
             end = End(Reason.GROUP_LOST, "the worker ended")
             try:
-                end = await life.live(self.width, self._launches.first_device)
+                end = await life.live(self.width, self._launches.first_device, model)
             finally:
                 self._life = None
                 self._lose_jobs(end)
-            if not self._leaving.is_set():
+            if self._leaving.is_set():
+                break
+            if self._swap is None:
                 await self._mourn(end, was_ready=life.came_up.is_set())
+            elif model == self.models.wanted:
+                self._fail_swap(end)
+        self._end_swap(GroupNotReady("the worker is leaving"))
         self._set(Phase.ENDED)
 
+    def _fail_swap(self, end: End) -> None:
+        self.ends[end.reason] += 1
+        failed = self.models.wanted
+        _log.warning("model_not_loaded", model=failed, reason=end.reason, message=end.message)
+        self.models.failed(f"{end.reason}: {end.message}", unloadable=end.unloadable)
+        self._set(Phase.STARTING)
+        self._end_swap(GroupNotReady(f"{failed} could not be loaded: {end.message}"))
+
+    def _end_swap(self, error: GroupNotReady | None = None) -> None:
+        swap, self._swap = self._swap, None
+        if swap is None or swap.done():
+            return
+        if error is None:
+            swap.set_result(None)
+        else:
+            swap.set_exception(error)
+            swap.exception()  # whoever wanted it may have gone meanwhile
+
     async def _mourn(self, end: End, *, was_ready: bool) -> None:
+        if end.unloadable and self.models.failed(f"{end.reason}: {end.message}", unloadable=True):
+            self.ends[end.reason] += 1
+            _log.warning("model_not_loaded", reason=end.reason, message=end.message, instead=self.models.wanted)
+            self._changed()
+            return
         if end.unloadable:
             self._launches.unloadable()
         elif was_ready:
@@ -166,6 +202,26 @@ class Group:
         await self._leaving.wait()
 
     # --- for the agent -----------------------------------------------------------------------------------------------
+
+    async def have(self, model: str) -> bool:
+        """Have that one of the pool's models loaded; whether another had to go for it. It goes on being loaded if
+        whoever waits is cancelled.
+
+        Raises:
+            GroupNotReady: the group is not idle, or the model cannot be loaded now.
+        """
+        if self.models.has(model):
+            return False
+        if self.phase is not Phase.READY or self._life is None or self._jobs or not self.models.serves(model):
+            raise GroupNotReady(f"the group is {self.phase}, without {model}")
+        _log.info("model_swap", model=model, instead_of=self.models.wanted)
+        self._swap = swap = asyncio.get_running_loop().create_future()
+        self.models.want(model)
+        self._set(Phase.SWAPPING)
+        self._life.send(Quit())
+        self._life.quit()
+        await asyncio.shield(swap)
+        return True
 
     def begin(self, run: Run, pulse: Callable[[Pulse], None]) -> asyncio.Future[Answer]:
         """Have the group do this job; ``pulse`` is called with each of its pulses. The future gets its answer, or
@@ -220,8 +276,8 @@ class Group:
                 before, self.loaded = self.loaded, min(max(fraction, 0.0), 1.0)
                 if int(before * 20) != int(self.loaded * 20):
                     self._changed()
-            case Ready(cards=cards, layouts=layouts):
-                self._came_up(cards, layouts)
+            case Ready():
+                self._came_up(frame)
             case CannotLoad(message=message):
                 return End(Reason.CANNOT_SERVE, message, unloadable=True)
             case Pulse():
@@ -232,16 +288,19 @@ class Group:
                 return self._answered(frame)
         return None
 
-    def _came_up(self, cards: tuple[ModelCard, ...], layouts: tuple[Layout, ...]) -> None:
+    def _came_up(self, frame: Ready) -> None:
         if self._life is None:
             return
         self._life.came_up.set()
         self._launches.ready()
-        self.cards, self.layouts, self.loaded = cards, layouts, 1.0
+        self.models.ready(frame)
+        self.device_memory, self.loaded = frame.device_memory, 1.0
         if self.width == self.full_width:
             self.detail = ""
-        _log.info("group_ready", width=self.width, models=[card.name for card in cards])
+        load_s = self.models.load_s
+        _log.info("group_ready", width=self.width, models=[card.name for card in frame.cards], load_s=load_s)
         self._set(Phase.READY)
+        self._end_swap()
 
     def _answered(self, frame: Answer) -> End | None:
         job = self._jobs.pop((frame.job, frame.epoch), None)

@@ -105,8 +105,9 @@ class Life:
         """It was sent ``Quit``: wait for its end in good order, but not for ever."""
         self._quitting.set()
 
-    async def live(self, width: int, first_device: int) -> End:
-        """Launch, and wait for the end. When this returns or is cancelled, nothing of the group is left."""
+    async def live(self, width: int, first_device: int, model: str = "") -> End:
+        """Launch, with that one of the pool's models, and wait for the end. When this returns or is cancelled, nothing
+        of the group is left."""
         folder = await asyncio.to_thread(_make_folder, self._runtime_dir)
         server = process = talk = None
         try:
@@ -114,7 +115,7 @@ class Life:
             server = await asyncio.start_unix_server(self._accept, link, start_serving=False)
             await asyncio.to_thread(link.chmod, 0o600)
             await server.start_serving()
-            process = await self._launcher.launch(link, width, first_device)
+            process = await self._launcher.launch(link, width, first_device, model)
             talk = asyncio.ensure_future(self._talk())
             return await self._until_end(process, talk, folder)
         except OSError as error:

@@ -50,8 +50,9 @@ class GroupProcess(Protocol):
 class Launcher(Protocol):
     """Launches groups."""
 
-    async def launch(self, link: Path, width: int, first_device: int) -> GroupProcess:
-        """Start a group of ``width`` ranks, whose rank 0 connects to the socket ``link``.
+    async def launch(self, link: Path, width: int, first_device: int, model: str = "") -> GroupProcess:
+        """Start a group of ``width`` ranks, whose rank 0 connects to the socket ``link``, with that one of the pool's
+        models; ``""``: the pool's only one.
 
         Raises:
             OSError: it cannot be started.
@@ -101,11 +102,11 @@ class LocalLauncher:
         self._name = name
         self._launches = 0
 
-    async def launch(self, link: Path, width: int, first_device: int) -> LocalProcess:
+    async def launch(self, link: Path, width: int, first_device: int, model: str = "") -> LocalProcess:
         self._launches += 1
         mark = f"{self._name}.{self._launches}"
         log_file = await asyncio.to_thread(next_log, self._log_dir)
-        command = command_line(self._pool, self._pool_path, link, width)
+        command = command_line(self._pool, self._pool_path, link, width, model)
         leash = str(Path(__file__).with_name("leash.py"))
         try:
             process = await asyncio.create_subprocess_exec(
@@ -126,9 +127,9 @@ class LocalLauncher:
         return LocalProcess(process, mark)
 
 
-def command_line(pool: Pool, pool_path: Path, link: Path, width: int) -> list[str]:
-    """The command that starts a group of this pool."""
-    tail = ["--link", str(link), "--pool", str(pool_path)]
+def command_line(pool: Pool, pool_path: Path, link: Path, width: int, model: str = "") -> list[str]:
+    """The command that starts a group of this pool, with that one of its models."""
+    tail = ["--link", str(link), "--pool", str(pool_path), *(("--serve", model) if model else ())]
     if pool.model == "dummy":
         return [sys.executable, "-m", "workers.engine.dummy", *tail]
     return [

@@ -18,6 +18,11 @@ A job says in ``request.dummy`` what to pretend; every key is optional, unknown 
 Steps count from 1; what is to happen *at* a step happens instead of it. Text-to-image gives a small real PNG; a video
 task gives a few bytes that call themselves ``application/octet-stream``, because that is what they are.
 
+What the engine itself pretends, the pool's ``env`` says: ``DUMMY_LOAD_MS`` that loading takes, ``DUMMY_MEMORY`` bytes
+of device memory, of which a model takes ``DUMMY_WEIGHTS`` and its largest job ``DUMMY_JOB``; without them no memory is
+known, because none is used. ``DUMMY_UNLOADABLE`` names a model whose loading fails, ``DUMMY_HANGS_LOADING`` one whose
+loading never ends.
+
 One process whatever the pool's width, and no torch in it. With the pool setting ``capacity`` it holds several jobs at
 once; one that hangs, kills or poisons takes the others along.
 """
@@ -25,30 +30,30 @@ once; one that hangs, kills or poisons takes the others along.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from shared.messages import FloatRange, IntRange, JobRequest, Layout, ModelCard, Reason, Stage, Task
+from shared.messages import FloatRange, Footprint, IntRange, Layout, ModelCard, Reason, Stage, Task
+from workers.engine.dummy_files import write_output
 from workers.link import (
     Broke,
     Cancel,
+    CannotLoad,
     Done,
     FromAgent,
     Hello,
     LinkClosed,
-    OutputFile,
     Pulse,
     Quit,
     Ready,
@@ -62,7 +67,6 @@ from workers.link import (
 from workers.pool import Pool, read
 
 HEADS = 8
-_PICTURE = 64
 
 
 class Pretence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,7 +128,8 @@ class Engine:
             LinkClosed: the agent is gone.
         """
         send(self._sock, Hello(pid=os.getpid(), width=self._width, device="cpu", device_name="dummy"))
-        send(self._sock, Ready(cards=(card(self._pool.serve_as or "dummy"),), layouts=layouts(self._width)))
+        if not self._load():
+            return
         while True:
             match self._frame(self._wait_s()):
                 case Run() as run:
@@ -139,6 +144,25 @@ class Engine:
                     if not self._courses:
                         send(self._sock, Pulse())
             self._go_on()
+
+    def _load(self) -> bool:
+        """Pretend to load the model; whether it is there."""
+        env, name = os.environ, self._pool.serve_as or "dummy"
+        time.sleep(int(env.get("DUMMY_LOAD_MS", "0")) / 1000)
+        while env.get("DUMMY_HANGS_LOADING") == name:
+            time.sleep(3600)
+        if env.get("DUMMY_UNLOADABLE") == name:
+            send(self._sock, CannotLoad(message=f"{name} cannot be loaded, as the pool asked"))
+            return False
+        footprints = pretended_footprints(self._width, env)
+        ready = Ready(
+            cards=(replace(card(name), footprints=footprints),),
+            layouts=layouts(self._width),
+            others=tuple(replace(card(other), footprints=footprints) for other in self._pool.names if other != name),
+            device_memory=int(env.get("DUMMY_MEMORY", "0")),
+        )
+        send(self._sock, ready)
+        return True
 
     def _wait_s(self) -> float:
         if not self._courses:
@@ -213,7 +237,7 @@ class Engine:
 
     def _done(self, course: _Course) -> Done:
         run = course.run
-        files = tuple(write_output(run, index, course.pretence) for index in range(run.request.n))
+        files = tuple(write_output(run, index, int(course.pretence.output_bytes)) for index in range(run.request.n))
         used: dict[str, str | int | float | bool] = {
             "engine": "dummy",
             "steps": course.steps,
@@ -256,6 +280,14 @@ def card(name: str) -> ModelCard:
     )
 
 
+def pretended_footprints(width: int, env: Mapping[str, str]) -> tuple[Footprint, ...]:
+    """What a model of a group so wide is said to take, if the environment says anything."""
+    if "DUMMY_WEIGHTS" not in env and "DUMMY_JOB" not in env:
+        return ()
+    weights, job = int(env.get("DUMMY_WEIGHTS", "0")), int(env.get("DUMMY_JOB", "0"))
+    return (Footprint(width=width, weights=weights, largest_job=job),)
+
+
 def layouts(width: int) -> tuple[Layout, ...]:
     """What a real group of so many ranks could offer."""
     offered = []
@@ -266,52 +298,16 @@ def layouts(width: int) -> tuple[Layout, ...]:
     return tuple(offered)
 
 
-def write_output(run: Run, index: int, pretence: Pretence) -> OutputFile:
-    """Leave output ``index`` in the run's folder."""
-    request = run.request
-    if request.task == Task.TEXT_TO_IMAGE and pretence.output_bytes < 0:
-        name, media_type, side = f"{index}.png", "image/png", _PICTURE
-        content = png(side, side, _colour(request, index))
-        width, height, frames, fps = side, side, 1, 0
-    else:
-        size = 256 if pretence.output_bytes < 0 else int(pretence.output_bytes)
-        name, media_type = f"{index}.bin", "application/octet-stream"
-        content = (b"genfleet dummy output\n" * (size // 22 + 1))[:size]
-        width, height, frames, fps = 0, 0, 0, 0
-    (Path(run.out_dir) / name).write_bytes(content)
-    return OutputFile(name=name, media_type=media_type, width=width, height=height, num_frames=frames, fps=fps)
-
-
-def _colour(request: JobRequest, index: int) -> tuple[int, int, int]:
-    digest = hashlib.sha256(f"{request.prompt}\0{request.seed}\0{index}".encode()).digest()
-    return digest[0], digest[1], digest[2]
-
-
-def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
-    """A PNG (RFC 2083, 8-bit RGB) of that many pixels: the colour, fading to white downwards."""
-    rows = bytearray()
-    for y in range(height):
-        fade = y / max(1, height - 1)
-        pixel = bytes(round(value + (255 - value) * fade) for value in colour)
-        rows += b"\0" + pixel * width
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(rows))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
 def main() -> None:
-    """``python -m workers.engine.dummy --link SOCKET --pool POOL.toml``"""
+    """``python -m workers.engine.dummy --link SOCKET --pool POOL.toml [--serve MODEL]``"""
     parser = argparse.ArgumentParser(description="The dummy engine.")
     parser.add_argument("--link", type=Path, required=True)
     parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--serve", default="", help="the model, of a pool that has several")
     given = parser.parse_args()
     with connect(given.link) as sock:
         try:
-            Engine(sock, read(given.pool), given.link.parent).serve()
+            Engine(sock, read(given.pool).serving(given.serve), given.link.parent).serve()
         except LinkClosed:
             sys.exit("the agent is gone")
 

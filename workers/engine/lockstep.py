@@ -106,6 +106,21 @@ class Lockstep:
         told = self._share(_encoder.encode(failure) if failure is not None and self.rank == lowest else b"", lowest)
         return bool(stopped), _failures.decode(told)
 
+    def smallest(self, value: int) -> int:
+        """The smallest of what the ranks say, on every rank.
+
+        Raises:
+            PeersLost: a rank is gone.
+        """
+        if self._group is None:
+            return value
+        said = torch.tensor([value], dtype=torch.int64)
+        try:
+            dist.all_reduce(said, op=dist.ReduceOp.MIN, group=self._group)
+        except RuntimeError as error:
+            raise PeersLost(str(error)) from error
+        return int(said[0])
+
     def _share(self, data: bytes, source: int) -> bytes:
         """The source rank's bytes, on every rank."""
         size = torch.tensor([len(data)], dtype=torch.int64)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shared.messages import ModelCard
 from workers.engine import catalog, checkpoint
 from workers.engine.devices.base import Device
 from workers.engine.families.base import Family
@@ -13,9 +14,19 @@ from workers.engine.parallel.mesh import Mesh
 from workers.pool import Pool
 
 if TYPE_CHECKING:
-    from workers.engine.loading import OnLoading
+    from workers.engine.loading import OnLoading, Sharding
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def card_of(pool: Pool) -> ModelCard:
+    """The card of the pool's model, from its checkpoint's configs: no weights are read.
+
+    Raises:
+        CannotLoad: see ``checkpoint.read``.
+    """
+    folder, catalogued = catalog.locate(pool.model)
+    return catalog.served_card(pool, checkpoint.read(folder), catalogued)
 
 
 def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = lambda *_: None) -> Family:
@@ -32,5 +43,15 @@ def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = l
     from workers.engine.loading import load
 
     dtype = _DTYPES.get(pool.dtype, device.dtype)
-    components = load(found, device.torch_device, dtype, on_loading)
+    components = load(found, device.torch_device, dtype, on_loading, _sharding(pool, mesh))
     return Wan(found, components, card, pool, device, mesh)
+
+
+def _sharding(pool: Pool, mesh: Mesh) -> Sharding | None:
+    """Whose weights are shared out over the ranks; all ranks ask at the same time."""
+    from workers.engine.loading import Sharding
+
+    wish = pool.layout
+    if mesh.world == 1 or not (wish.dit_fsdp or wish.t5_fsdp):
+        return None
+    return Sharding(mesh.flat(), wish.dit_fsdp, wish.t5_fsdp)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from shared.messages import Reason
+from shared.messages import ModelCard, Reason
 from workers import link
 from workers.engine import devices
 from workers.engine.agent_link import AgentLink
@@ -43,11 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.engine.rank")
     parser.add_argument("--link", type=Path, required=True)
     parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--serve", default="", help="the model, of a pool that has several")
     arguments = parser.parse_args(argv)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     _die_with_parent()
     try:
-        return serve(rank, world, arguments.link, read_pool(arguments.pool))
+        return serve(rank, world, arguments.link, read_pool(arguments.pool).serving(arguments.serve))
     except Exception as error:
         leave_failure(arguments.link.parent, rank, error)
         raise
@@ -68,7 +69,9 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
         if family is None:
             return 1
         family.warm_up()
+        memory = group.lockstep.smallest(_memory(group.device, world))
         if agent is not None:
+            agent.send(Ready(cards=(family.card,), layouts=family.layouts, others=_others(pool), device_memory=memory))
             _lead(family, group.device, group.lockstep, agent)
         else:
             _follow(family, group.device, group.lockstep)
@@ -147,6 +150,29 @@ def _load(lockstep: Lockstep, device: Device, mesh: object, pool: Pool, agent: A
     return None
 
 
+def _memory(device: Device, world: int) -> int:
+    """Bytes of this rank's device; 0 where it does not say. Ranks on the host share its memory."""
+    memory = device.memory()
+    if memory is None:
+        return 0
+    return memory.total // world if device.kind == "cpu" else memory.total
+
+
+def _others(pool: Pool) -> tuple[ModelCard, ...]:
+    """Cards of the pool's other models, of those whose checkpoints can be read."""
+    from workers.engine.errors import CannotLoad as LoadError
+    from workers.engine.opening import card_of
+
+    cards = []
+    for name in pool.names:
+        if name != pool.serve_as:
+            try:
+                cards.append(card_of(pool.serving(name)))
+            except LoadError as error:
+                print(f"{name} cannot be served: {error}", file=sys.stderr)
+    return tuple(cards)
+
+
 def _lead(family: Family, device: Device, lockstep: Lockstep, agent: AgentLink) -> None:
     """Rank 0's main loop."""
     from workers.engine import attempt
@@ -154,7 +180,6 @@ def _lead(family: Family, device: Device, lockstep: Lockstep, agent: AgentLink) 
     from workers.engine.progress import Pace
 
     pace = Pace()
-    agent.send(Ready(cards=(family.card,), layouts=family.layouts))
     while True:
         try:
             frame = agent.frames.get(timeout=IDLE_BEAT_S)
