@@ -118,11 +118,12 @@ def together(
     image: Path | None = None,
     fsdp: bool = False,
     inputs: dict[str, Any] | None = None,
+    at_least: int = 1,
 ) -> list[tuple[Layout, Outcome]]:
-    """The job in every layout without a ring that the group offers."""
+    """The job in every layout without a ring that the group offers, or those that take at least so many ranks."""
     model = family(folder, ranks.world, fsdp)
     made = []
-    for layout in (each for each in model.layouts if each.ring == 1):
+    for layout in (each for each in model.layouts if each.ring == 1 and each.cfg * each.ulysses >= at_least):
         wish = Parallel(cfg_size=layout.cfg, ulysses_size=layout.ulysses, ring_size=layout.ring)
         chosen = model.check(replace(request, parallel=wish))
         assert chosen == layout
