@@ -156,7 +156,7 @@ def test_a_pool_of_several_models_is_seen_by_a_group_as_the_one_it_is_launched_w
         ('model = "dummy"\nserve_as = "a"\nothers = [{ model = "b", serve_as = "b" }]', "the dummy engine beside"),
         ('model = "a"\nserve_as = "a"\nothers = [{ model = "b" }]', "missing required field `serve_as`"),
         (
-            'model = "a"\nserve_as = "a"\nothers = [{ model = "b", serve_as = "b", layout = { cfg = 2, ulysses = 2 } }]',
+            'model = "a"\nserve_as = "a"\n[[others]]\nmodel = "b"\nserve_as = "b"\nlayout = { cfg = 2, ulysses = 2 }',
             "`width` is 1",
         ),
     ],
