@@ -60,6 +60,10 @@ _ACK = msgspec.json.Decoder(_Ack)
 class Owner(Live, Protocol):
     """The bus as its buckets see it."""
 
+    def cannot_store(self, stream: str) -> None:
+        """The server answered that it could not write a message of that stream down, though it may hold more."""
+        ...
+
     def connection(self) -> Connection:
         """The connection.
 
@@ -211,8 +215,10 @@ class NatsBucket:
             return ack.seq
         if error.err_code in _WRONG_LAST_SEQUENCE:
             raise WrongRevision(f"{self.name}: {key}")
-        if error.err_code == _STORE_FAILED and await self._is_full(connection, len(subject) + len(value)):
-            raise BucketFull(self.name)
+        if error.err_code == _STORE_FAILED:
+            if await self._is_full(connection, len(subject) + len(value)):
+                raise BucketFull(self.name)
+            self._bus.cannot_store(self._stream)
         raise BusUnavailable(f"{self.name}: {error.err_code}: {error.description}")
 
     async def _is_full(self, connection: Connection, size: int) -> bool:

@@ -16,7 +16,7 @@ from shared.clock import Clock, SystemClock
 from shared.errors import BusError, BusUnavailable, TopologyError
 from shared.nats_bus.bucket import NatsBucket
 from shared.nats_bus.connection import Connection, ServerRefused
-from shared.nats_bus.streams import StreamInfo, ensure, stream_of
+from shared.nats_bus.streams import StreamInfo, ensure, stream_of, try_to_store
 from shared.nats_bus.wire import Msg
 from shared.settings import Settings
 from shared.telemetry import log
@@ -118,6 +118,8 @@ class NatsBus:
         self._ensuring = asyncio.Lock()
         self._since: float | None = None
         self._confirmed = 0.0
+        #: The stream of which a message could not be stored lately.
+        self._not_stored: str | None = None
 
     async def start(self) -> None:
         """Connect and make the topology."""
@@ -158,7 +160,10 @@ class NatsBus:
         return subscription
 
     async def round_trip(self) -> None:
-        await self._probe(self.connection())
+        connection = self.connection()
+        await self._probe(connection)
+        if not await self._stores(connection):
+            raise BusUnavailable("the broker cannot store anything")
 
     def contact_s(self) -> float:
         if self._connection is None or self._connection.lost:
@@ -210,6 +215,12 @@ class NatsBus:
                 await ensure(connection, self._specs, self._settings.nats_replicas)
             except (ServerRefused, TopologyError) as error:
                 raise BusUnavailable(str(error)) from error
+
+    def cannot_store(self, stream: str) -> None:
+        if self._not_stored is None:
+            _LOG.error("the broker cannot store", stream=stream)
+        self._not_stored = stream
+        self._since = None
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Let a handler run on its own, as long as the bus lives."""
@@ -287,6 +298,9 @@ class NatsBus:
                 self._since = None
                 continue
             failed = 0
+            if not await self._stores(connection):
+                self._since = None
+                continue
             if self._since is None or asked - self._confirmed > CONTACT_GAP_S:
                 self._since = asked
             self._confirmed = self._clock.monotonic()
@@ -301,3 +315,16 @@ class NatsBus:
             )
         except ServerRefused as error:
             raise BusUnavailable(str(error)) from error
+
+    async def _stores(self, connection: Connection) -> bool:
+        """Whether the server can write to its disk, as far as is known. A 2.10 server whose disk is full answers
+        everything else; a consumer that it is to write down tells whether there is room again, and disturbs nobody."""
+        if self._not_stored is None:
+            return True
+        try:
+            await try_to_store(connection, self._not_stored)
+        except (BusUnavailable, ServerRefused):
+            return False
+        _LOG.info("the broker stores again")
+        self._not_stored = None
+        return True

@@ -7,6 +7,7 @@ revision all succeed), so replicas are refused on an older server.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 
 import msgspec
@@ -146,6 +147,20 @@ async def _create(connection: Connection, wanted: StreamConfig) -> StreamInfo:
         if there is None:
             raise
         return there
+
+
+async def try_to_store(connection: Connection, stream: str) -> None:
+    """Have the server write something down that goes again at once.
+
+    Raises:
+        ServerRefused: it cannot.
+        BusUnavailable: no answer.
+    """
+    name = f"probe-{secrets.token_hex(8)}"
+    config: dict[str, str | int] = {"name": name, "ack_policy": "none", "inactive_threshold": 5 * _NS}
+    wanted = {"stream_name": stream, "config": config}
+    await connection.api(f"CONSUMER.CREATE.{stream}.{name}", wanted, Answer)
+    await connection.api(f"CONSUMER.DELETE.{stream}.{name}", None, Answer)
 
 
 def _differences(wanted: StreamConfig, there: StreamConfig) -> str:

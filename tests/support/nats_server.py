@@ -38,10 +38,19 @@ def answers(port: int) -> bool:
 class NatsServer:
     """A context manager; ``start`` after ``kill`` is the same server with the same store."""
 
-    def __init__(self, folder: Path, binary: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, binary: Path | None = None, store: Path | None = None, inside: tuple[str, ...] = ()
+    ) -> None:
+        """
+        Args:
+            store: where it keeps its streams; without it, below the folder.
+            inside: a command that runs another one, which is put before the server's.
+        """
         self.port = free_port()
         self.token = secrets.token_hex(16)
         self._folder = folder
+        self._store = store or folder / "store"
+        self._inside = inside
         self._binary = binary or nats.ensure(Path(".tools"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,9 +63,11 @@ class NatsServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nats.conf"
         config.touch(mode=0o600)
-        config.write_text(nats.config(port=self.port, store_dir=self._folder / "store", token=self.token))
+        config.write_text(nats.config(port=self.port, store_dir=self._store, token=self.token))
         log = self._folder / "nats.log"
-        self._process = subprocess.Popen(leashed(str(self._binary), "-c", str(config), "-l", str(log)))
+        self._process = subprocess.Popen(
+            [*self._inside, *leashed(str(self._binary), "-c", str(config), "-l", str(log))]
+        )
         until = time.monotonic() + _START_S
         while not answers(self.port):
             if self._process.poll() is not None or time.monotonic() > until:
