@@ -42,6 +42,7 @@ def submit(
     n: Annotated[int | None, Parameter(help="How many results.")] = None,
     cfg_size: Annotated[int | None, Parameter(help="Ranks over the two halves of guidance: 1 or 2.")] = None,
     ulysses_size: Annotated[int | None, Parameter(help="Ranks over the sequence.")] = None,
+    ring_size: Annotated[int | None, Parameter(help="Ranks over the sequence, beyond those.")] = None,
     priority: Annotated[int | None, Parameter(help="0 to 9; 9 goes first.")] = None,
     start_deadline: Annotated[float | None, Parameter(help="Seconds until which it must have started.")] = None,
     run_timeout: Annotated[float | None, Parameter(help="Seconds that it may run.")] = None,
@@ -78,7 +79,7 @@ def submit(
         "max_attempts": max_attempts,
         **_pairs("--field", field),
     }
-    layout = {"cfg_size": cfg_size, "ulysses_size": ulysses_size}
+    layout = {"cfg_size": cfg_size, "ulysses_size": ulysses_size, "ring_size": ring_size}
     objects: dict[str, dict[str, object]] = {
         "parallel": {name: degree for name, degree in layout.items() if degree is not None},
         "metadata": dict(_pairs("--metadata", metadata)),

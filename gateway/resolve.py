@@ -103,7 +103,7 @@ def resolve(
         image=inputs.get("image"),
         last_image=inputs.get("last_image"),
         video=inputs.get("video"),
-        parallel=_parallel(body.parallel, offers),
+        parallel=_parallel(body.parallel, card, offers),
         cache=_cache(body, card),
         step_cache=_step_cache(body, card),
         output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
@@ -229,15 +229,21 @@ def _step_cache(body: SubmitBody, card: ModelCard) -> StepCache | None:
     return StepCache(threshold=asked.threshold, start_step=asked.start_step, end_step=asked.end_step)
 
 
-def _parallel(asked: ParallelBody, offers: Iterable[Offer]) -> Parallel:
+def _parallel(asked: ParallelBody, card: ModelCard, offers: Iterable[Offer]) -> Parallel:
     parallel = parallel_of(asked)
     known = tuple(offers)
-    if not known or parallel == Parallel():
+    if parallel == Parallel():
         return parallel
-    if any(fits(parallel, offer.layout) or _may_widen(parallel, offer) for offer in known):
+    on_offer = f"on offer: {'; '.join(sorted({describe(offer.layout) for offer in known}))}" if known else "none known"
+    # A card that counts one head only is of an engine that has none.
+    if asked.ulysses_size is not None and 1 < card.heads and card.heads % asked.ulysses_size:
+        raise InvalidRequest(
+            f"{asked.ulysses_size} does not divide the model's {card.heads} attention heads; {on_offer}",
+            "parallel.ulysses_size",
+        )
+    if not known or any(fits(parallel, offer.layout) or _may_widen(parallel, offer) for offer in known):
         return parallel
-    on_offer = sorted({describe(offer.layout) for offer in known})
-    raise InvalidRequest(f"no worker offers this layout; on offer: {'; '.join(on_offer)}", "parallel")
+    raise InvalidRequest(f"no worker offers this layout; {on_offer}", "parallel")
 
 
 def fits(asked: Parallel, layout: Layout) -> bool:

@@ -108,7 +108,9 @@ def offers(wish: Wish, layouts: tuple[Layout, ...]) -> bool:
     asked = (
         (want.cfg_size, "cfg"),
         (want.ulysses_size, "ulysses"),
-        (want.vae_parallel, "vae_parallel"),
+        (want.ring_size, "ring"),
+        # A VAE that can be split need not be.
+        (want.vae_parallel or None, "vae_parallel"),
         (want.dit_fsdp, "dit_fsdp"),
         (want.t5_fsdp, "t5_fsdp"),
     )
