@@ -18,10 +18,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.messages import FloatRange, IntRange, ModelCard, Task
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.checkpoint import Checkpoint, is_checkpoint
 from workers.engine.errors import CannotLoad
 from workers.engine.noise_schedulers import SOLVERS
 from workers.pool import Pool
+from workers.pool_lora import offered
 
 _CARDS = Path(__file__).parent
 _SHIPPED = _CARDS.parents[1] / "checkpoints"
@@ -69,14 +70,16 @@ def locate(model: str, environ: Mapping[str, str] | None = None) -> tuple[Path, 
         CannotLoad: no such name, or its checkpoint is not on this machine.
     """
     folder = Path(model).expanduser()
-    if "/" in model or (folder / "model_index.json").exists():
+    if "/" in model or is_checkpoint(folder):
         return folder, None
     env = os.environ if environ is None else environ
     found = entry(model)
     places = [Path(place).expanduser() for place in env.get("MODEL_CKPT_DIR", "").split(":") if place] + [_SHIPPED]
     for place in places:
-        if (place / found.folder / "model_index.json").exists():
-            return place / found.folder, found.card
+        # Wan's own layout is published beside diffusers', in a repository without that word in its name.
+        for name in (found.folder, found.folder.removesuffix("-Diffusers").removesuffix("-diffusers")):
+            if is_checkpoint(place / name):
+                return place / name, found.card
     looked = ", ".join(str(place / found.folder) for place in places)
     raise CannotLoad(
         f"{found.folder}/model_index.json: missing; looked in {looked}. Set MODEL_CKPT_DIR, or give the "
@@ -96,6 +99,7 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
         name=pool.serve_as or card.name,
         heads=checkpoint.transformer.num_attention_heads,
         cache=pool.cache or card.cache,
+        loras=offered(pool.lora),
     )
 
 
