@@ -19,6 +19,7 @@ from shared.messages import (
     IntRange,
     JobRequest,
     Layout,
+    LoraUse,
     ModelCard,
     Parallel,
     StepCache,
@@ -106,6 +107,7 @@ def resolve(
         parallel=_parallel(body.parallel, card, offers),
         cache=_cache(body, card),
         step_cache=_step_cache(body, card),
+        loras=_loras(body, card),
         output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
         dummy=body.dummy,
     )
@@ -220,6 +222,17 @@ def parallel_of(asked: ParallelBody) -> Parallel:
     )
 
 
+def _loras(body: SubmitBody, card: ModelCard) -> tuple[LoraUse, ...]:
+    names = [lora.name for lora in body.loras]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InvalidRequest(f"{name} is named twice", f"loras.{index}.name")
+        if name not in card.loras and card.name:
+            known = f"one of {', '.join(card.loras)}" if card.loras else "left out: the model has none"
+            raise InvalidRequest(f"must be {known}; not {name}", f"loras.{index}.name")
+    return tuple(LoraUse(name=lora.name, weight=lora.weight) for lora in body.loras)
+
+
 def _step_cache(body: SubmitBody, card: ModelCard) -> StepCache | None:
     asked = body.step_cache
     if asked is None:
@@ -236,7 +249,7 @@ def _parallel(asked: ParallelBody, card: ModelCard, offers: Iterable[Offer]) -> 
         return parallel
     on_offer = f"on offer: {'; '.join(sorted({describe(offer.layout) for offer in known}))}" if known else "none known"
     # A card that counts one head only is of an engine that has none.
-    if asked.ulysses_size is not None and 1 < card.heads and card.heads % asked.ulysses_size:
+    if asked.ulysses_size is not None and card.heads > 1 and card.heads % asked.ulysses_size:
         raise InvalidRequest(
             f"{asked.ulysses_size} does not divide the model's {card.heads} attention heads; {on_offer}",
             "parallel.ulysses_size",

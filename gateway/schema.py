@@ -59,6 +59,13 @@ class StepCacheBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     end_step: StepIndex | None = None
 
 
+class LoraBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA by its name among the model's `loras`, and how strongly it acts; 0 leaves a default one out."""
+
+    name: Word
+    weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+
+
 class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a job is to do. What is left out takes the model's default. In multipart, `image`, `last_image` and `video`
     are files and the objects are JSON."""
@@ -82,6 +89,7 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parallel: ParallelBody = ParallelBody()
     cache: CacheBody | None = None
     step_cache: StepCacheBody | None = None
+    loras: Annotated[tuple[LoraBody, ...], Meta(max_length=16)] = ()
     output_format: Word | None = None
     priority: Priority | None = None
     start_deadline_s: Seconds | None = None
@@ -154,6 +162,7 @@ class RequestView(Struct, frozen=True, kw_only=True):
     parallel: ParallelBody
     cache: CacheBody | None
     step_cache: StepCacheBody | None
+    loras: tuple[LoraBody, ...]
     output_format: str
     start_deadline_s: float | None
     run_timeout_s: float
@@ -312,6 +321,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
     max_n: int
     cache: CacheBody | None
     step_cache: StepCacheBody | None
+    loras: tuple[str, ...]
     workers: int
     layouts: tuple[LayoutView, ...]
     step_s: float | None

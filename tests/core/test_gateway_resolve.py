@@ -11,7 +11,17 @@ from msgspec.structs import replace
 from gateway.resolve import UNANNOUNCED, Offer, integer, nearest, resolve
 from gateway.schema import CacheBody, ParallelBody, StepCacheBody, SubmitBody
 from shared.errors import InvalidRequest
-from shared.messages import AttentionCache, Input, IntRange, JobRequest, Layout, ModelCard, Parallel, StepCache
+from shared.messages import (
+    AttentionCache,
+    Input,
+    IntRange,
+    JobRequest,
+    Layout,
+    LoraUse,
+    ModelCard,
+    Parallel,
+    StepCache,
+)
 from tests.support.gateway import CARD
 
 IMAGE = Input(key="inputs/default/aa", media_type="image/png", size=10, sha256="aa")
@@ -73,6 +83,24 @@ def test_what_is_given_is_taken() -> None:
     assert (request.guidance_scale, request.shift, request.solver, request.seed) == (1.5, 2.0, "euler", 99)
     assert (request.n, request.negative_prompt) == (2, "")
     assert request.cache == AttentionCache(start_step=1, interval=2, end_step=6)
+
+
+def test_a_lora_is_one_of_the_models() -> None:
+    card = replace(CARD, loras=("film-grain", "rain"))
+    assert resolved().loras == ()
+    asked = resolved(card=card, loras=[{"name": "rain", "weight": 0.5}, {"name": "film-grain"}])
+    assert asked.loras == (LoraUse(name="rain", weight=0.5), LoraUse(name="film-grain"))
+    refusal = refused(card=card, loras=[{"name": "rain"}, {"name": "snow"}])
+    assert (refusal.field, "film-grain, rain" in str(refusal)) == ("loras.1.name", True)
+    assert "none" in str(refused(loras=[{"name": "rain"}]))
+    assert "twice" in str(refused(card=card, loras=[{"name": "rain"}, {"name": "rain"}]))
+
+
+@pytest.mark.parametrize("name", ["/models/x.safetensors", "../x", "https://example.com/x", "a b", "", "x" * 65])
+def test_a_path_or_url_is_no_name_of_a_model_or_lora(name: str) -> None:
+    for fields in ({"model": name}, {"loras": [{"name": name}]}):
+        with pytest.raises(msgspec.ValidationError):
+            resolved(card=replace(CARD, loras=(name,)), **fields)
 
 
 def test_a_step_cache_is_the_jobs_own_or_the_cards() -> None:
