@@ -15,8 +15,9 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from shared.errors import GenfleetError
-from shared.messages import AttentionCache
+from shared.messages import AttentionCache, StepCache
 from workers import pool_lora
+from workers.pool_acceleration import AttentionName, Offload, Quant, conflict
 from workers.pool_lora import PoolLora
 
 Degree = Annotated[int, Meta(ge=1, le=64)]
@@ -75,6 +76,12 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         width: ranks in the group, one per device.
         dtype: of the denoiser's weights and activations; ``auto`` is bfloat16 on an accelerator, float32 on CPU.
         threads: CPU threads per rank.
+        attention: the kernel of self-attention; a named one that cannot be used ends the start.
+        compile: the transformer's blocks by ``torch.compile``, at the card's default size during the start.
+        fuse_qkv: one matrix product for queries, keys and values.
+        quant: the blocks' matrices in 8 bits, by torchao: ``int8`` for memory, ``float8`` for speed.
+        offload: parts that take turns on the device: ``experts``, the two transformers; ``model``, all parts.
+        cache, step_cache: for jobs that do not say.
         lora: LoRAs of ``model``.
         capacity: jobs at once. Only the dummy engine can hold more than one; a torch group does one at a time.
         env: further environment of the ranks.
@@ -91,7 +98,13 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1, le=256)] | None = None
     capacity: Annotated[int, Meta(ge=1, le=256)] = 1
     layout: PoolLayout = PoolLayout()
+    attention: AttentionName = "auto"
+    compile: bool = False
+    fuse_qkv: bool = False
+    quant: Quant = "none"
+    offload: Offload = "none"
     cache: AttentionCache | None = None
+    step_cache: StepCache | None = None
     lora: tuple[PoolLora, ...] = ()
     others: tuple[OtherModel, ...] = ()
     limits: PoolLimits = PoolLimits()
@@ -159,6 +172,11 @@ def parse(text: str, *, source: str = "pool") -> Pool:
     for loras in (pool.lora, *(other.lora for other in pool.others)):
         if wrong := pool_lora.fault(loras):
             raise PoolError(f"{source}: {wrong}")
+    for name in pool.names or ("",):
+        if wrong := conflict(pool.serving(name)):
+            raise PoolError(f"{source}: {wrong}")
+    if pool.step_cache is not None and not 0 <= pool.step_cache.threshold <= 1:
+        raise PoolError(f"{source}: `step_cache.threshold` is from 0 to 1, not {pool.step_cache.threshold:g}")
     if pool.model == "dummy" and pool.lora:
         raise PoolError(f"{source}: `lora`: the dummy engine has no weights")
     return pool

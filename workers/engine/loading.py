@@ -62,8 +62,9 @@ def load(
     dtype: torch.dtype,
     on_loading: OnLoading = lambda *_: None,
     sharding: Sharding | None = None,
+    on_host: tuple[str, ...] = (),
 ) -> Components:
-    """All parts of the checkpoint on that device, in eval mode without gradients.
+    """All parts of the checkpoint on that device, those named ``on_host`` on the host, in eval mode without gradients.
 
     The VAE is kept in float32; the parts of a model that its class wants in float32 are, too.
 
@@ -87,7 +88,7 @@ def load(
             progress.add(size, name)
 
         shards = None if sharding is None else sharding.of(name)
-        reading.fill(model, part, device, dtype_of, told, shards)
+        reading.fill(model, part, torch.device("cpu") if name in on_host else device, dtype_of, told, shards)
         loaded[name] = model.eval()
     on_loading(1.0, "")
     return Components(

@@ -39,11 +39,13 @@ def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = l
     found = checkpoint.read(folder)
     card = catalog.served_card(pool, found, catalogued)
     # After the folder was read, because it takes seconds: a checkpoint that cannot be served is named at once.
+    from workers.engine.acceleration import offload
     from workers.engine.families.wan import Wan
     from workers.engine.loading import load
 
     dtype = _DTYPES.get(pool.dtype, device.dtype)
-    components = load(found, device.torch_device, dtype, on_loading, _sharding(pool, mesh))
+    on_host = offload.on_host(pool.offload, 2 if "transformer_2" in found.parts else 1)
+    components = load(found, device.torch_device, dtype, on_loading, _sharding(pool, mesh), on_host)
     return Wan(found, components, card, pool, device, mesh)
 
 

@@ -174,13 +174,11 @@ class Blocks(nn.ModuleList):
         return out
 
 
-def install(transformer: nn.Module, view: View) -> Skipper:
+def install(transformer: nn.Module, skipper: Skipper) -> None:
     """Put the step cache into a Wan transformer; it does nothing until a job begins with one."""
     model: Any = transformer
-    skipper = Skipper(view)
     if len(model.blocks) > 1:
         blocks = Blocks(model.blocks)
         blocks.skipper = skipper
         model.blocks = blocks
         model.norm_out.register_forward_pre_hook(skipper.leave)
-    return skipper

@@ -99,6 +99,7 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
         name=pool.serve_as or card.name,
         heads=checkpoint.transformer.num_attention_heads,
         cache=pool.cache or card.cache,
+        step_cache=pool.step_cache or card.step_cache,
         loras=offered(pool.lora),
     )
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from shared.messages import JobRequest, Layout, ModelCard, Stage, Task
 from workers.engine import noise_schedulers as noise
+from workers.engine.acceleration.applied import Applied
 from workers.engine.acceleration.attention_cache import Cache, reused_steps
+from workers.engine.acceleration.attention_choice import Shape
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.course import Course
 from workers.engine.devices.base import Device
@@ -69,6 +71,7 @@ class Wan:
         clip = (components.image_encoder, components.image_processor)
         self._conditioner = kinds.conditioner(Eyes(checkpoint, self._vae, *clip, device.torch_device))
         self._sequences = [wan_parallel.install(model, index, device) for index, model in enumerate(self._transformers)]
+        self._applied = Applied(pool, components, self._sequences, device)
         self._split = WidthSplit(self._vae, mesh.everyone) if mesh.everyone is not None else None
         length = checkpoint.extras.max_sequence_length
         if checkpoint.has_clip:
@@ -111,23 +114,47 @@ class Wan:
             raise NotServed("steps: at least 1")
 
     def warm_up(self) -> None:
-        """As ``Family.warm_up``: the default negative prompt, and one pass over the smallest latents."""
-        config = self._checkpoint
+        """As ``Family.warm_up``: the default negative prompt, and one pass over the smallest latents. Where blocks are
+        compiled, also one over latents of the card's default size: the first that is compiled has its sizes fixed."""
+        self._settle()
         self._loras.use(())
+        if self._applied.is_compiled:
+            self._pass(*self._default_latents())
+        _, rows, columns = self._checkpoint.transformer.patch_size
+        self._pass(1, rows, columns * self._mesh.world)
+
+    def _settle(self) -> None:
+        transformer, layout = self._checkpoint.transformer, self.layouts[0]
+        frames, rows, columns = self._default_latents()
+        _, high, wide = transformer.patch_size
+        tokens = frames * (rows // high) * (columns // wide)
+        heads = transformer.num_attention_heads // layout.ulysses
+        shape = Shape(tokens // layout.ring, heads, transformer.attention_head_dim)
+        self._applied.settle(self._mesh, shape, self._transformers[0].dtype)
+
+    def _default_latents(self) -> tuple[int, int, int]:
+        card, vae = self.card, self._checkpoint.vae
+        frames = (card.num_frames.default - 1) // vae.scale_factor_temporal + 1
+        side = vae.scale_factor_spatial
+        return frames, card.height.default // side, card.width.default // side
+
+    def _pass(self, frames: int, rows: int, columns: int) -> None:
+        """A step from nothing, and of its result the decoding of one latent frame."""
         text = self._encode_text(self.card.negative_prompt)
-        _, rows, columns = config.transformer.patch_size
-        latents = torch.zeros(1, config.vae.z_dim, 1, rows, columns * self._mesh.world, device=text.device)
+        latents = torch.zeros(1, self._checkpoint.vae.z_dim, frames, rows, columns, device=text.device)
         place = self.prepare(self.layouts[0], Cache(None, 0))
         model = self._model(Conditions((text, text), self._conditioner.blank(latents)))
         state = denoise.start(tuple(latents.shape), 0, latents.device)
         state = denoise.advance(state, noise.schedule("unipc", 1, 1.0), model, 2.0, place)
-        for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
-            pass
+        if frames == 1:
+            for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
+                pass
 
     def forget(self) -> None:
         """As ``Family.forget``."""
         for sequence in self._sequences:
             sequence.cache.clear()
+            sequence.skipper.clear()
         self._device.clear()
 
     # --- a job ---------------------------------------------------------------------------------------------------
@@ -147,13 +174,15 @@ class Wan:
         conditions = self.conditions(job, texts, course)
         laps.lap("encode_image_s")
         files: list[OutputFile] = []
+        skipped = 0
         for index in range(request.n):
             done = index * request.steps
             cache = Cache(request.cache, request.steps)
-            place = self.prepare(job.layout, cache)
+            place = self.prepare(job.layout, cache, request)
             state = self.start(request, request.seed + index, conditions)
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
+            skipped += self._skipped()
             cache.clear()
             laps.lap("denoise_s")
             latents = conditions.given.end(state.latents)
@@ -168,6 +197,8 @@ class Wan:
             "device": self._device.kind,
             "ranks": self._mesh.world,
             "cached_steps": reused_steps(request.cache, request.steps),
+            "skipped_steps": skipped,
+            **self._applied.used,
             **laps.seconds,
         }
         if loras:
@@ -201,12 +232,22 @@ class Wan:
         prediction = self._checkpoint.scheduler.prediction_type
         return noise.schedule(request.solver, request.steps, request.shift, prediction)
 
-    def prepare(self, layout: Layout, cache: Cache) -> Place:
-        """Set the transformers up for a job of that layout with that cache."""
+    def prepare(self, layout: Layout, cache: Cache, request: JobRequest | None = None) -> Place:
+        """Set the transformers up for a job of that layout with that cache, and the request's step cache."""
         place = self._mesh.place(layout)
         for sequence in self._sequences:
             sequence.place, sequence.cache = place, cache
+            if request is None:
+                sequence.skipper.begin(None, 0, sharded=False)
+            else:
+                sequence.skipper.begin(request.step_cache, request.steps, sharded=layout.dit_fsdp)
         return place
+
+    def _skipped(self) -> int:
+        """Steps that the prompt's branch skipped; what was kept for them is given back."""
+        for sequence in self._sequences:
+            sequence.skipper.clear()
+        return sum(sequence.skipper.skipped.get(0, 0) for sequence in self._sequences)
 
     def denoising(
         self,
@@ -234,7 +275,7 @@ class Wan:
             while state.step < request.steps:
                 course.boundary(Stage.DENOISE, done + state.step, total, _not_finite(state))
                 for sequence in self._sequences:
-                    sequence.cache.step = state.step
+                    sequence.cache.step = sequence.skipper.step = state.step
                 guidance = self._guidance(request, plan.timesteps[state.step])
                 with course.exchanging(done + state.step):
                     state = denoise.advance(state, plan, model, guidance, place)

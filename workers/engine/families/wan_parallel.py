@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
+from workers.engine.acceleration import projections, step_cache
 from workers.engine.acceleration.attention_cache import Cache
+from workers.engine.acceleration.compiling import Project
 from workers.engine.devices.base import Device
 from workers.engine.families import wan_times
 from workers.engine.parallel import ring, ulysses
@@ -28,6 +30,8 @@ class Sequence:
         self.cache = Cache(None, 0)
         self.branch = 0
         self.length = 0
+        self.project: Project = projections.project
+        self.skipper = step_cache.Skipper(self)
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -72,22 +76,10 @@ class SelfAttention:
         return self._sequence.cache.through(key, lambda: self._compute(attn, hidden_states, rotary_emb))
 
     def _compute(self, attn: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        q = rotate(attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1)), *rotary)
-        k = rotate(attn.norm_k(attn.to_k(x)).unflatten(2, (attn.heads, -1)), *rotary)
-        v = attn.to_v(x).unflatten(2, (attn.heads, -1))
+        q, k, v = self._sequence.project(attn, x, rotary)
         out = self._sequence.attend(q, k, v)
         projected: Tensor = attn.to_out[0](out.flatten(2).type_as(q))
         return projected
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on neighbouring pairs (Su et al., arXiv:2104.09864): x [B, s, H, D]."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    c, s = cos[..., 0::2], sin[..., 1::2]
-    out = x.new_empty(x.shape)
-    out[..., 0::2] = even * c - odd * s
-    out[..., 1::2] = even * s + odd * c
-    return out
 
 
 def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
@@ -144,4 +136,5 @@ def install(transformer: nn.Module, expert: int, device: Device) -> Sequence:
         vace[0].register_forward_pre_hook(split_control)
     model.blocks[0].register_forward_pre_hook(split_tokens, with_kwargs=True)
     model.proj_out.register_forward_hook(gather)
+    step_cache.install(model, sequence.skipper)
     return sequence
