@@ -51,6 +51,8 @@ class _Request(Struct):
     image: _Input | None = None
     last_image: _Input | None = None
     video: _Input | None = None
+    mask: _Input | None = None
+    references: tuple[_Input, ...] = ()
 
 
 class _Head(Struct):
@@ -169,7 +171,8 @@ class Sweep:
                     for epoch in epochs.get(head.id, ()):
                         if epoch == head.epoch or (epoch > head.epoch and head.state not in TERMINAL):
                             by_job.pop((head.id, epoch), None)
-                    for given in (head.request.image, head.request.last_image, head.request.video):
+                    asked = head.request
+                    for given in (asked.image, asked.last_image, asked.video, asked.mask, *asked.references):
                         if given is not None:
                             inputs.discard(given.key)
                 if batch.caught_up:

@@ -172,6 +172,12 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     #: For the dummy engine only: what to pretend (see ``workers.engine.dummy``).
     dummy: dict[str, float | str] | None = None
 
+    def inputs(self) -> dict[str, Input]:
+        """Every file that the job reads, by field; the references as ``references.0``, ``references.1``, …."""
+        named = {"image": self.image, "last_image": self.last_image, "video": self.video, "mask": self.mask}
+        named |= {f"references.{index}": given for index, given in enumerate(self.references)}
+        return {name: given for name, given in named.items() if given is not None}
+
 
 class Output(Struct, frozen=True, kw_only=True):
     """One file that a job made. ``key`` lies under ``<job>/<epoch>/`` in the artifact store; ``seconds`` of media."""

@@ -147,7 +147,7 @@ FromRank = Hello | Loading | Ready | CannotLoad | Pulse | Done | Refused | Broke
 
 
 class Run(Frame, frozen=True, kw_only=True, tag="run"):
-    """Do this job. ``inputs`` maps ``image``, ``last_image``, ``video`` to local files; outputs go to ``out_dir``,
+    """Do this job. ``inputs`` maps the names of ``JobRequest.inputs`` to local files; outputs go to ``out_dir``,
     which exists and is empty."""
 
     job: str

@@ -148,7 +148,7 @@ class Attempt:
         assign = self.assign
         inputs: dict[str, str] = {}
         request = assign.request
-        if request.image or request.last_image or request.video:
+        if request.inputs():
             self._at(Stage.PREPARING)
             inputs = await self._unless_stopped(fetch_inputs(self._artifacts, request, folder, self._clock))
         run = Run(job=assign.job, epoch=assign.epoch, request=request, inputs=inputs, out_dir=str(folder / "out"))

@@ -47,13 +47,12 @@ class BadOutput(GenfleetError):
 
 
 async def fetch_inputs(artifacts: Artifacts, request: JobRequest, folder: Path, clock: Clock) -> dict[str, str]:
-    """The job's inputs as local files in ``folder``: ``image``, ``last_image``, ``video`` to paths.
+    """The job's inputs as local files in ``folder``: paths by the names of ``JobRequest.inputs``.
 
     Raises:
         BadInput: one is missing or differs from its size or SHA-256.
     """
-    named = {"image": request.image, "last_image": request.last_image, "video": request.video}
-    wanted = {name: given for name, given in named.items() if given is not None}
+    wanted = request.inputs()
     paths = {name: folder / (name + _SUFFIXES.get(given.media_type, "")) for name, given in wanted.items()}
     await asyncio.gather(*(_fetch(artifacts, name, wanted[name], paths[name], clock) for name in wanted))
     return {name: str(path) for name, path in paths.items()}

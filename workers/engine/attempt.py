@@ -11,7 +11,7 @@ from workers.engine.course import Course, Unison
 from workers.engine.devices.base import Device
 from workers.engine.errors import AgreedFailure, JobError, StoppedAt
 from workers.engine.families.base import Family, Job
-from workers.engine.media import Picture, read_picture
+from workers.engine.inputs import Inputs, read
 from workers.engine.progress import Pace, Report
 from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
 
@@ -19,26 +19,24 @@ Answer = Done | Refused | Broke | Stopped
 
 
 class Prepared:
-    """A job that rank 0 has checked: the layout it gets and the pictures it reads."""
+    """A job that rank 0 has checked: the layout it gets, the pictures and clips it reads, and its request as they make
+    it."""
 
-    def __init__(self, layout: Layout, pictures: dict[str, Picture]) -> None:
-        self.layout, self.pictures = layout, pictures
+    def __init__(self, layout: Layout, inputs: Inputs) -> None:
+        self.layout, self.request = layout, inputs.request
+        self.pictures, self.clips = inputs.pictures, inputs.clips
 
 
 def prepare(family: Family, run: Run) -> Prepared | Refused:
-    """Check the request and read its pictures, before any other rank hears of it."""
+    """Check the request and read its inputs, before any other rank hears of it."""
     try:
         layout = family.check(run.request)
-        pictures = {
-            name: read_picture(Path(path), run.request.width, run.request.height)
-            for name, path in run.inputs.items()
-            if name == "image"
-        }
-        if run.request.image is not None and "image" not in pictures:
-            return Refused(job=run.job, epoch=run.epoch, reason=Reason.INPUT_REJECTED, message="image: not delivered")
+        inputs = read(run.request, run.inputs, family.card.num_frames)
+        if inputs.request != run.request:
+            layout = family.check(inputs.request)
     except JobError as error:
         return Refused(job=run.job, epoch=run.epoch, reason=error.reason, message=str(error))
-    return Prepared(layout, pictures)
+    return Prepared(layout, inputs)
 
 
 def lead(
@@ -56,9 +54,10 @@ def lead(
     Raises:
         Exception: what broke this rank between points of agreement, where the group has more than one rank.
     """
-    report = Report(run.job, run.epoch, run.request, pace, time.monotonic, send, should_stop)
+    request = prepared.request
+    report = Report(run.job, run.epoch, request, pace, time.monotonic, send, should_stop)
     course = Course(unison, report, device.is_out_of_memory)
-    job = Job(run.request, prepared.layout, prepared.pictures, Path(run.out_dir))
+    job = Job(request, prepared.layout, prepared.pictures, Path(run.out_dir), prepared.clips)
     try:
         made = family.run(job, course)
     except StoppedAt as stopped:
@@ -68,8 +67,9 @@ def lead(
         family.forget()
         kind = Refused if failure.refused else Broke
         return kind(job=run.job, epoch=run.epoch, reason=failure.reason, message=str(failure))
-    pace.finished(run.request, made.used)
-    return Done(job=run.job, epoch=run.epoch, files=made.files, used=made.used)
+    pace.finished(request, made.used)
+    used = made.used if request == run.request else {**made.used, "num_frames": request.num_frames}
+    return Done(job=run.job, epoch=run.epoch, files=made.files, used=used)
 
 
 def broke(device: Device, run: Run, error: Exception) -> Broke:

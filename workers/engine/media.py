@@ -22,6 +22,10 @@ class Picture(Struct, frozen=True):
     height: int
     rgb: bytes
 
+    def grey(self) -> bytes:
+        """Its brightness, height × width bytes."""
+        return Image.frombytes("RGB", (self.width, self.height), self.rgb).convert("L").tobytes()
+
 
 class Clip(Struct, frozen=True):
     """Frames as they travel between ranks: ``data`` holds frames × height × width × channels bytes."""

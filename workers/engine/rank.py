@@ -194,7 +194,7 @@ def _lead(family: Family, device: Device, lockstep: Lockstep, agent: AgentLink) 
         if isinstance(prepared, link.Refused):
             answer: attempt.Answer = prepared
         else:
-            lockstep.lead(Work(frame.request, prepared.layout, prepared.pictures))
+            lockstep.lead(Work(prepared.request, prepared.layout, prepared.pictures, prepared.clips))
             try:
                 answer = attempt.lead(
                     family,
@@ -225,10 +225,10 @@ def _follow(family: Family, device: Device, lockstep: Lockstep) -> None:
     while True:
         command = lockstep.follow()
         match command:
-            case Work(request=request, layout=layout, pictures=pictures):
+            case Work(request=request, layout=layout, pictures=pictures, clips=clips):
                 course = Course(lockstep, Silent(), device.is_out_of_memory)
                 try:
-                    family.run(Job(request, layout, pictures, None), course)
+                    family.run(Job(request, layout, pictures, None, clips), course)
                 except (StoppedAt, AgreedFailure):
                     family.forget()
             case Beat():
