@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from scheduler.events import Summary, Wish
 from shared.bus import Entry
-from shared.messages import DEFAULT_TENANT, JobRecord, Parallel, State
+from shared.messages import DEFAULT_TENANT, JobRecord, Parallel, State, decode
 
 
 class _RequestHead(Struct):
@@ -99,35 +99,64 @@ class Summaries:
         return found
 
 
+class Revision:
+    """A job's entry, and the record in it once somebody has asked for it.
+
+    Attributes:
+        number: the entry's revision.
+        timestamp: the broker's clock at the write.
+        size: bytes of the entry.
+    """
+
+    __slots__ = ("_record", "_value", "number", "size", "timestamp")
+
+    def __init__(self, entry: Entry, record: JobRecord | None = None) -> None:
+        self.number = entry.revision
+        self.timestamp = entry.timestamp
+        self._value = entry.value or b""
+        self.size = len(self._value)
+        self._record = record
+
+    def record(self) -> JobRecord:
+        """The record.
+
+        Raises:
+            msgspec.ValidationError, msgspec.DecodeError: it is none.
+        """
+        if self._record is None:
+            self._record = decode(self._value, JobRecord)
+        return self._record
+
+
 class RecordCache:
-    """The latest entries of open jobs, up to a number of bytes; the longest unused go first."""
+    """The latest revisions of open jobs, up to a number of bytes; the longest unused go first."""
 
     def __init__(self, max_bytes: int = 32 * 1024 * 1024) -> None:
         self._max = max_bytes
         self._size = 0
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._kept: OrderedDict[str, Revision] = OrderedDict()
 
-    def put(self, entry: Entry) -> None:
-        """Keep the entry, unless a later one of its key is kept."""
-        known = self._entries.get(entry.key)
-        if known is not None and known.revision >= entry.revision:
+    def put(self, key: str, revision: Revision) -> None:
+        """Keep it, unless a later one of its key is kept."""
+        known = self._kept.get(key)
+        if known is not None and known.number >= revision.number:
             return
-        self.drop(entry.key)
-        self._entries[entry.key] = entry
-        self._size += len(entry.value or b"")
+        self.drop(key)
+        self._kept[key] = revision
+        self._size += revision.size
         while self._size > self._max:
-            self.drop(next(iter(self._entries)))
+            self.drop(next(iter(self._kept)))
 
-    def get(self, key: str, revision: int) -> Entry | None:
-        """The entry at that revision, if it is kept."""
-        found = self._entries.get(key)
-        if found is None or found.revision != revision:
+    def get(self, key: str, number: int) -> Revision | None:
+        """That revision, if it is kept."""
+        found = self._kept.get(key)
+        if found is None or found.number != number:
             return None
-        self._entries.move_to_end(key)
+        self._kept.move_to_end(key)
         return found
 
     def drop(self, key: str) -> None:
         """Forget the key."""
-        found = self._entries.pop(key, None)
+        found = self._kept.pop(key, None)
         if found is not None:
-            self._size -= len(found.value or b"")
+            self._size -= found.size

@@ -11,11 +11,12 @@ import msgspec
 from scheduler.commands import SendAssign, SendCancel
 from scheduler.events import Answer, AssignAnswered, Event, NoAnswer, NoListener
 from scheduler.metrics import Metrics
+from scheduler.records import Revision
 from scheduler.watch import Watch
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey, NoResponders
-from shared.messages import Accepted, Assign, AssignReply, CancelOrder, JobRecord, State, decode, encode
+from shared.messages import Accepted, Assign, AssignReply, CancelOrder, State, encode
 from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import ORDERS, assign_subject, cancel_key, nudge_subject
@@ -59,20 +60,20 @@ class Sends:
         if not self._leads():
             self._feed(AssignAnswered(now=self._now(), job=command.job, epoch=command.epoch, answer=NoAnswer()))
             return
-        entry = await self._watch.at(command.job, command.revision)
+        kept = await self._watch.at(command.job, command.revision)
         answer: Answer = NoAnswer()
-        if entry is not None and entry.value is not None:
+        if kept is not None:
             with about(command.job, command.epoch):
-                answer = await self._ask(command, entry.value)
+                answer = await self._ask(command, kept)
                 if not isinstance(answer, Accepted):
                     _LOG.info("not_accepted", worker=command.worker, answer=type(answer).__name__)
         if command.decided is not None and isinstance(answer, Accepted):
             self._metrics.assign.observe(self._now() - command.decided)
         self._feed(AssignAnswered(now=self._now(), job=command.job, epoch=command.epoch, answer=answer))
 
-    async def _ask(self, command: SendAssign, value: bytes) -> Answer:
+    async def _ask(self, command: SendAssign, kept: Revision) -> Answer:
         try:
-            record = decode(value, JobRecord)
+            record = kept.record()
             message = Assign(
                 job=command.job,
                 epoch=command.epoch,

@@ -147,7 +147,7 @@ class Scheduler:
                 self._group = group
                 self._writing = _Lane(group, WRITES_AT_ONCE)
                 self._asking = _Lane(group, REQUESTS_AT_ONCE)
-                group.create_task(self._follow(self._jobs.follow(), Stream.JOBS, self._watch.see_job))
+                group.create_task(self._follow(self._jobs.follow(), Stream.JOBS, self._watch.hear_job))
                 group.create_task(self._follow(self._leases.follow(), Stream.WORKERS, self._watch.see_lease))
                 group.create_task(self._follow(self._results.follow(), Stream.RESULTS, self._watch.see_result))
                 control, usage = self._bus.bucket(CONTROL.name), self._bus.bucket(USAGE.name)
@@ -211,7 +211,7 @@ class Scheduler:
                 if batch.reset:
                     _LOG.warning("bucket_made_anew", bucket=stream)
                     if stream is Stream.JOBS:
-                        self._archive.forget_all()
+                        self._watch.jobs_made_anew()
                     self._feed(Reset(now=self._now(), stream=stream))
                 for entry in batch.entries:
                     see(entry, live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -10,11 +11,11 @@ import msgspec
 
 from scheduler.archive import Archive
 from scheduler.events import Event, JobGone, JobSeen, LeaseGone, LeaseSeen, ResultSeen, Summary
-from scheduler.records import RecordCache, Summaries
+from scheduler.records import RecordCache, Revision, Summaries
 from shared.bus import Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable
-from shared.messages import TERMINAL, Result, WorkerLease, decode
+from shared.messages import TERMINAL, JobRecord, Result, State, WorkerLease, decode
 from shared.telemetry import log
 from shared.topology import JOBS, ORDERS, result_key
 
@@ -22,6 +23,10 @@ from shared.topology import JOBS, ORDERS, result_key
 _SETTLED_S = 5.0
 #: Pauses between tries while the bus does not answer; the last for ever.
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+#: Own writes whose echo has not come that are kept until those that never will are looked for.
+_ECHOES_KEPT = 1_000
+#: Results that are known by their revision, which spares a look when they are dropped.
+_RESULTS_KEPT = 10_000
 
 _LOG = log(__name__)
 T = TypeVar("T")
@@ -35,7 +40,7 @@ class Watch:
         ends: is told of jobs that have ended, and of the markers they leave.
 
     Attributes:
-        cache: the latest entries of open jobs.
+        cache: the latest revisions of open jobs.
         summaries: makes summaries of records.
     """
 
@@ -56,9 +61,45 @@ class Watch:
         self._clock_read: float | None = None
         self._reading_clock = asyncio.Lock()
         self._contact_broke: float | None = None
+        #: The last revision of ``jobs`` that its follower brought, and later ones that this process wrote itself.
+        self._heard = 0
+        self._echoes: set[int] = set()
+        self._results: OrderedDict[str, int] = OrderedDict()
 
     def _now(self) -> float:
         return self._clock.monotonic()
+
+    def hear_job(self, entry: Entry, live: bool) -> None:
+        """What the follower brings, in the order of revisions: a record, unless it is the echo of an own write."""
+        self._heard = entry.revision
+        if entry.revision in self._echoes:
+            self._echoes.discard(entry.revision)
+        else:
+            self.see_job(entry, live)
+
+    def wrote(self, entry: Entry, record: JobRecord) -> Summary:
+        """This process has just written that record."""
+        if entry.revision > self._heard:
+            if len(self._echoes) >= _ECHOES_KEPT:  # of several writes of a key only the last may come
+                self._echoes = {revision for revision in self._echoes if revision > self._heard}
+            self._echoes.add(entry.revision)
+        self._keep(Revision(entry, record), entry.key, record.state, 0.0)
+        return self.summaries.of_record(record, entry.revision, entry.timestamp)
+
+    def _keep(self, revision: Revision, job: str, state: State, since_s: float) -> None:
+        if state not in TERMINAL:
+            self.cache.put(job, revision)
+            return
+        self.cache.drop(job)
+        if self._ends is not None:
+            self._ends.ended(job, since_s)
+
+    def jobs_made_anew(self) -> None:
+        """The bucket ``jobs`` begins again."""
+        self._heard = 0
+        self._echoes.clear()
+        if self._ends is not None:
+            self._ends.forget_all()
 
     def see_job(self, entry: Entry, live: bool) -> bool:
         """A record; whether it was one. ``live``: it was written after this process began to listen."""
@@ -76,12 +117,7 @@ class Watch:
         if seen.id != entry.key:
             _LOG.error("record_under_wrong_key", key=entry.key, revision=entry.revision)
             return False
-        if seen.state in TERMINAL:
-            self.cache.drop(entry.key)
-            if self._ends is not None:
-                self._ends.ended(seen.id, seen.since_s)
-        else:
-            self.cache.put(entry)
+        self._keep(Revision(entry), entry.key, seen.state, seen.since_s)
         self._feed(JobSeen(now=self._now(), job=seen))
         return True
 
@@ -113,8 +149,15 @@ class Watch:
             # The bus lets a worker write under its own name only: what stands in the value proves nothing.
             _LOG.error("result_under_wrong_key", key=entry.key)
             return False
+        self._results[entry.key] = entry.revision
+        if len(self._results) > _RESULTS_KEPT:
+            self._results.popitem(last=False)
         self._feed(ResultSeen(now=self._now(), result=result))
         return True
+
+    def result_dropped(self, key: str) -> int | None:
+        """The result is not needed any more; its revision, if it is known."""
+        return self._results.pop(key, None)
 
     def contact(self, seconds: float) -> None:
         """How long contact with the broker has been unbroken; told at every tick."""
@@ -203,12 +246,13 @@ class Watch:
             return True
         return self.see_job(found, live=True)
 
-    async def at(self, job: str, revision: int) -> Entry | None:
-        """The job's entry if it is at that revision."""
-        entry = self.cache.get(job, revision)
-        if entry is None:
-            entry = await self.read(job)
-            if entry is None or entry.revision != revision:
-                self.tell(job, entry, revision)
-                return None
-        return entry
+    async def at(self, job: str, number: int) -> Revision | None:
+        """The job's record if it is at that revision; if it is not, the core is told."""
+        kept = self.cache.get(job, number)
+        if kept is not None:
+            return kept
+        entry = await self.read(job)
+        if entry is None or entry.value is None or entry.revision != number:
+            self.tell(job, entry, number)
+            return None
+        return Revision(entry)

@@ -15,12 +15,13 @@ from scheduler.commands import DropResult, FoldIn, ToAssigned, ToFailed, ToQueue
 from scheduler.entities import ACTIVE
 from scheduler.events import Event, ResultSeen, WriteLost, WriteRefused, WriteWon
 from scheduler.metrics import Metrics
+from scheduler.records import Revision
 from scheduler.watch import Watch
 from shared.bus import Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey, ValueTooLarge, WrongRevision
 from shared.lifecycle import IllegalTransition, Stamp, assign, fail, fold, is_own_write, requeue, run
-from shared.messages import TERMINAL, Failed, JobRecord, Reason, decode, encode
+from shared.messages import Failed, JobRecord, Reason, decode, encode
 from shared.telemetry import about, log
 from shared.topology import JOBS, RESULTS, result_key
 
@@ -50,12 +51,15 @@ class Writes:
 
     async def write(self, command: WriteRecord) -> None:
         """Make the move, and tell the core what came of it."""
-        base = self._watch.cache.get(command.job, command.revision) or await self._watch.read(command.job)
-        if base is None or base.value is None or base.revision != command.revision:
-            self._lose(command, base)
-            return
+        base = self._watch.cache.get(command.job, command.revision)
+        if base is None:
+            found = await self._watch.read(command.job)
+            if found is None or found.value is None or found.revision != command.revision:
+                self._lose(command, found)
+                return
+            base = Revision(found)
         try:
-            record = decode(base.value, JobRecord)
+            record = base.record()
         except msgspec.MsgspecError as error:
             self._refuse(command, error)
             return
@@ -101,26 +105,23 @@ class Writes:
                     self._lose(command, await self._watch.read(command.job))
                     return
             else:
-                self._win(command, wanted, Entry(command.job, value, revision, written_at))
+                self._win(command, wanted, Entry(command.job, value, revision, written_at), wanted)
                 return
             found = await self._watch.read(command.job)
-            if found is not None and _holds(found, wanted):
+            if found is not None and (now := _after(wanted, found)) is not None:
                 _LOG.info("write_was_won", revision=found.revision)
-                self._win(command, wanted, found)
+                self._win(command, wanted, found, now)
                 return
             if found is None or found.revision != command.revision:
                 self._lose(command, found)
                 return
 
-    def _win(self, command: WriteRecord, wanted: JobRecord, entry: Entry) -> None:
+    def _win(self, command: WriteRecord, wanted: JobRecord, entry: Entry, now: JobRecord) -> None:
+        """``now``: the record in that entry, which may have gone on since the write."""
         self._metrics.moves.labels(type(command.move).__name__).inc()
         last = wanted.transitions[-1]
         _LOG.info("moved", to=wanted.state, epoch=wanted.epoch, worker=wanted.worker, reason=last.reason)
-        if wanted.state in TERMINAL:
-            self._watch.cache.drop(command.job)
-        else:
-            self._watch.cache.put(entry)
-        self._feed(WriteWon(now=self._now(), job=self._watch.summaries.of_entry(entry, 0.0)))
+        self._feed(WriteWon(now=self._now(), job=self._watch.wrote(entry, now)))
 
     def _lose(self, command: WriteRecord, found: Entry | None) -> None:
         self._metrics.lost.inc()
@@ -147,17 +148,17 @@ class Writes:
                     self._feed(ResultSeen(now=self._now(), result=result))
                     return
         key = result_key(result.worker, result.job, result.epoch)
-        await self._watch.answered(lambda: self._results.purge(key))
+        revision = self._watch.result_dropped(key)
+        await self._watch.answered(lambda: self._results.purge(key, revision))
 
 
-def _holds(found: Entry, wanted: JobRecord) -> bool:
-    """Whether what was found is, or came after, the write of ``wanted``."""
-    if found.value is None:
-        return False
+def _after(wanted: JobRecord, found: Entry) -> JobRecord | None:
+    """The record that was found, if it is, or came after, the write of ``wanted``."""
     try:
-        return is_own_write(wanted, decode(found.value, JobRecord))
+        record = decode(found.value or b"", JobRecord)
     except msgspec.MsgspecError:
-        return False
+        return None
+    return record if is_own_write(wanted, record) else None
 
 
 def _moved(record: JobRecord, command: WriteRecord, stamp: Stamp) -> JobRecord:

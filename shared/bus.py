@@ -123,8 +123,9 @@ class Bucket(Protocol):
         """
         ...
 
-    async def purge(self, key: str) -> None:
-        """Remove the key with no marker left; for buckets that nobody rebuilds a state from."""
+    async def purge(self, key: str, revision: int | None = None) -> None:
+        """Remove the key with no marker left; for buckets that nobody rebuilds a state from. With ``revision`` only if
+        it is the last, which spares the bus a look."""
         ...
 
     def follow(self, keys: str = ">", after: int | None = None) -> AsyncIterator[Batch]:

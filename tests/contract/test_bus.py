@@ -173,6 +173,21 @@ async def test_purge_leaves_nothing(world: World) -> None:
     assert await bucket.create("k", b"2") > 0
 
 
+async def test_a_purge_of_a_revision_takes_that_one_only(world: World) -> None:
+    bucket = (await world.connect()).bucket("kept")
+    first = await bucket.put("k", b"1")
+    other = await bucket.put("other", b"1")
+    last = await bucket.put("k", b"2")
+    await bucket.purge("k", first)
+    assert await bucket.get("k") is not None
+    await bucket.purge("k", last)
+    await bucket.purge("k", last)
+    assert await bucket.get("k") is None
+    found = await bucket.get("other")
+    assert found is not None
+    assert found.revision == other
+
+
 async def test_count_counts_the_keys_of_a_filter(world: World) -> None:
     bucket = (await world.connect()).bucket("kept")
     assert await bucket.count() == 0

@@ -248,8 +248,8 @@ class SimBucket:
     async def delete(self, key: str, revision: int | None = None) -> int:
         return await self._bus.call(lambda bus: bus.bucket(self._name).delete(key, revision), writes=True)
 
-    async def purge(self, key: str) -> None:
-        await self._bus.call(lambda bus: bus.bucket(self._name).purge(key), writes=True)
+    async def purge(self, key: str, revision: int | None = None) -> None:
+        await self._bus.call(lambda bus: bus.bucket(self._name).purge(key, revision), writes=True)
 
     async def count(self, keys: str = ">") -> int:
         return await self._bus.call(lambda bus: bus.bucket(self._name).count(keys), writes=False)

@@ -193,11 +193,14 @@ class MemoryBucket:
     async def delete(self, key: str, revision: int | None = None) -> int:
         return await self._write(key, None, revision)
 
-    async def purge(self, key: str) -> None:
+    async def purge(self, key: str, revision: int | None = None) -> None:
         check_key(key)
         await asyncio.sleep(0)
         await self._bus.reach()
-        self._stream().forget(key)
+        stream = self._stream()
+        found = stream.last.get(key)
+        if revision is None or (found is not None and found.revision == revision):
+            stream.forget(key)
 
     async def count(self, keys: str = ">") -> int:
         check_filter(keys)
