@@ -1,5 +1,5 @@
-"""The users of a fleet under fire: they submit through any gateway, try again as they are told to, cancel, watch, and
-write down what they were promised."""
+"""The users of a fleet under fire: they submit through any gateway, try again as they are told to, cancel, watch,
+reprioritise, retry, delete, and write down what they were promised."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from deploy.history.check import Submit
 from shared.messages import TERMINAL, JobRecord, State
@@ -43,6 +44,9 @@ class Clients:
     Attributes:
         accepted: id of each accepted job, by its key.
         cancels: the state with which each cancel was answered, by the job's id.
+        deleted: ids of jobs whose deletion was answered.
+        priorities: the priority that a change was answered with, by the job's id.
+        again: jobs that were made by retrying others.
         streams: of the watchers.
         counts: requests by what became of them.
         broken: promises that the answers themselves broke, in sentences.
@@ -51,6 +55,9 @@ class Clients:
     def __init__(self, urls: list[str], ledger: Path, seed: int) -> None:
         self.accepted: dict[str, str] = {}
         self.cancels: dict[str, str] = {}
+        self.deleted: set[str] = set()
+        self.priorities: dict[str, int] = {}
+        self.again: list[Job] = []
         self.streams: list[Stream] = []
         self.counts: Counter[str] = Counter()
         self.broken: list[str] = []
@@ -84,11 +91,20 @@ class Clients:
                 both.create_task(self._watch(accepted))
             if job.cancel_after_s is not None:
                 both.create_task(self._cancel(accepted, job.cancel_after_s))
+            if job.reprioritised is not None:
+                both.create_task(self._reprioritise(accepted, job.reprioritised))
+        if job.retried and await self._ended(accepted):
+            again = replace(job, key=f"{job.key}-again")
+            self.again.append(again)
+            await self._submit(again, f"/v1/jobs/{accepted}/retry")
+        if job.deleted and await self._ended(accepted):
+            await self._delete(accepted)
 
-    async def _submit(self, job: Job) -> str | None:
+    async def _submit(self, job: Job, path: str = "/v1/jobs") -> str | None:
         promised: set[str] = set()
         while True:
-            answer = await self._post("/v1/jobs", job.body, {"Idempotency-Key": job.key})
+            body = job.body if path == "/v1/jobs" else None
+            answer = await self._ask("POST", path, body, {"Idempotency-Key": job.key})
             if answer is not None and answer.status_code == 202:
                 break
             self.counts["submits tried again"] += 1
@@ -111,21 +127,56 @@ class Clients:
 
     async def _cancel(self, job: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        while True:
-            answer = await self._post(f"/v1/jobs/{job}/cancel", None, {})
-            if answer is not None and answer.status_code < 500:
-                break
-            self.counts["cancels tried again"] += 1
-            await asyncio.sleep(AGAIN_S)
-        self.counts["cancels answered"] += 1
+        answer = await self._answer("cancels", "POST", f"/v1/jobs/{job}/cancel")
         if answer.status_code in (200, 202):
             self.cancels[job] = str(answer.json()["state"])
         elif answer.status_code != 409:
             self.broken.append(f"the cancel of {job} was answered with {answer.status_code}: {answer.text[:300]}")
 
-    async def _post(self, path: str, body: object, headers: dict[str, str]) -> httpx.Response | None:
+    async def _reprioritise(self, job: str, priority: int) -> None:
+        answer = await self._answer("changes", "PATCH", f"/v1/jobs/{job}", {"priority": priority})
+        if answer.status_code == 200:
+            self.priorities[job] = priority
+        elif answer.status_code != 409:  # it waits no more
+            self.broken.append(f"the change of {job} was answered with {answer.status_code}: {answer.text[:300]}")
+
+    async def _ended(self, job: str) -> bool:
+        """Wait for its end; False if it cannot be had."""
+        while True:
+            answer = await self._answer("looks", "GET", f"/v1/jobs/{job}")
+            if answer.status_code != 200:
+                self.broken.append(f"promise 1: {job} was accepted, and answered with {answer.status_code}")
+                return False
+            if answer.json()["state"] in TERMINAL:
+                return True
+            await asyncio.sleep(AGAIN_S)
+
+    async def _delete(self, job: str) -> None:
+        while True:
+            answer = await self._answer("deletions", "DELETE", f"/v1/jobs/{job}")
+            # Another gateway's view may be a moment behind, where the job has not ended.
+            if answer.status_code != 409:
+                break
+            await asyncio.sleep(AGAIN_S)
+        # 410 to one that was tried again: the first was done, its answer lost.
+        if answer.status_code in (204, 410):
+            self.deleted.add(job)
+        else:
+            self.broken.append(f"the deletion of {job} was answered with {answer.status_code}: {answer.text[:300]}")
+
+    async def _answer(self, what: str, method: str, path: str, body: object = None) -> httpx.Response:
+        """The first answer that is no 5xx."""
+        while True:
+            answer = await self._ask(method, path, body, {})
+            if answer is not None and answer.status_code < 500:
+                self.counts[f"{what} answered"] += 1
+                return answer
+            self.counts[f"{what} tried again"] += 1
+            await asyncio.sleep(AGAIN_S)
+
+    async def _ask(self, method: str, path: str, body: object, headers: dict[str, str]) -> httpx.Response | None:
         try:
-            return await self._client.post(self._url() + path, json=body, headers=headers)
+            return await self._client.request(method, self._url() + path, json=body, headers=headers)
         except httpx.TransportError:
             return None
 
@@ -167,12 +218,16 @@ class Clients:
 
 
 def broken_by(clients: Clients, jobs: Iterable[Job], records: dict[str, JobRecord]) -> list[str]:
-    """Promises to these clients that the records, now at rest, break: innocent jobs end well (1), cancels (2), streams
-    (4)."""
+    """Promises to these clients that the records, now at rest, break: innocent jobs end well (1), what is deleted is
+    gone (1), cancels (2), priorities (3), streams (4)."""
     broken = list(clients.broken)
-    for job in jobs:
-        record = records.get(clients.accepted.get(job.key, ""))
-        if record is None:
+    for job in (*jobs, *clients.again):
+        accepted = clients.accepted.get(job.key, "")
+        record = records.get(accepted)
+        if accepted in clients.deleted:
+            if record is not None:
+                broken.append(f"promise 1: {accepted} was deleted and is still there, {record.state}")
+        elif record is None:
             broken.append(f"promise 1: {job.key} was never accepted or is not there")
         elif record.state is State.CANCELLED and record.id not in clients.cancels:
             broken.append(f"promise 2: {record.id} was cancelled by nobody")
@@ -185,6 +240,10 @@ def broken_by(clients: Clients, jobs: Iterable[Job], records: dict[str, JobRecor
         if record is not None and answered in (State.CANCELLING, State.CANCELLED) and record.state != "cancelled":
             text = f"promise 2: the cancel of {cancelled} was answered with {answered}; it ended as {record.state}"
             broken.append(text)
+    for changed, priority in clients.priorities.items():
+        record = records.get(changed)
+        if record is not None and record.priority != priority:
+            broken.append(f"promise 3: {changed} was given priority {priority} and has {record.priority}")
     for stream in clients.streams:
         record = records.get(stream.job)
         if record is None:

@@ -91,6 +91,9 @@ class Job(Struct, frozen=True, kw_only=True):
         cancel_after_s: from its acceptance; None lets it run.
         watched: its stream is read to the end.
         sent_twice: once accepted, it is submitted again.
+        reprioritised: the priority that it is given as soon as it is accepted, if it still waits.
+        retried: once it has ended, a new job is made of it.
+        deleted: once it has ended, it is deleted.
     """
 
     at_s: float
@@ -100,6 +103,9 @@ class Job(Struct, frozen=True, kw_only=True):
     cancel_after_s: float | None
     watched: bool
     sent_twice: bool
+    reprioritised: int | None = None
+    retried: bool = False
+    deleted: bool = False
 
 
 #: What a job that is to fail makes the dummy engine do; see ``workers.engine.dummy``.
@@ -115,7 +121,8 @@ _FAILURES: tuple[dict[str, object], ...] = (
 
 def jobs(seed: int, count: int, seconds: float) -> tuple[Job, ...]:
     """The load: most jobs take a fraction of a second; one in ten is cancelled and one in twenty watched, those take a
-    second or two, so that something happens meanwhile; one in fifty fails, kills its group or hangs."""
+    second or two, so that something happens meanwhile; one in fifty fails, kills its group or hangs. One in ten is
+    reprioritised, one in twenty retried when it has ended, and one in twenty deleted then."""
     draw = random.Random(f"jobs {seed}")
     return tuple(_job(draw, f"{seed}-{number}", number * seconds / count) for number in range(count))
 
@@ -128,6 +135,7 @@ def _job(draw: random.Random, key: str, at_s: float) -> Job:
     may_fail = draw.random() < 0.02
     if may_fail:
         dummy |= draw.choice(_FAILURES)
+    afterwards = draw.random()
     return Job(
         at_s=round(at_s, 3),
         key=key,
@@ -143,4 +151,8 @@ def _job(draw: random.Random, key: str, at_s: float) -> Job:
         cancel_after_s=round(draw.uniform(0.0, 1.5), 3) if cancelled else None,
         watched=watched,
         sent_twice=draw.random() < 0.05,
+        reprioritised=draw.randint(0, 9) if draw.random() < 0.1 else None,
+        retried=afterwards < 0.05,
+        # Not those that are watched: their stream would have to end twice.
+        deleted=afterwards > 0.95 and not watched,
     )

@@ -41,5 +41,9 @@ def test_jobs_come_evenly_each_with_its_own_key() -> None:
         "failing": sum(job.may_fail for job in drawn),
         "watched": sum(job.watched for job in drawn),
         "sent twice": sum(job.sent_twice for job in drawn),
+        "reprioritised": sum(job.reprioritised is not None for job in drawn),
+        "retried": sum(job.retried for job in drawn),
+        "deleted": sum(job.deleted for job in drawn),
     }
     assert all(20 < share < 300 for share in shares.values()), shares
+    assert not any(job.deleted and (job.retried or job.watched) for job in drawn)

@@ -37,6 +37,21 @@ async def test_a_second_end_that_hides_in_between_is_seen() -> None:
     assert witness.revisions == 4
 
 
+async def test_what_left_the_bucket_has_ended() -> None:
+    bus = MemoryBroker(FakeClock()).connect("fleet")
+    jobs = bus.bucket(topology.JOBS.name)
+    witness = Witness(bus)
+    watching = asyncio.create_task(witness.watch())
+    await jobs.put("a", encode(queued()))
+    await settle()
+    assert witness.open({"a"}) == ["a"]
+    await jobs.delete("a")
+    await settle()
+    assert witness.open({"a"}) == []
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
 async def test_it_says_when_all_have_ended() -> None:
     bus = MemoryBroker(FakeClock()).connect("fleet")
     jobs = bus.bucket(topology.JOBS.name)
@@ -86,6 +101,30 @@ async def test_an_end_that_was_not_promised(
         clients.cancels["a"] = cancel
     broken = broken_by(clients, [asked], {} if record is None else {"a": record})
     assert [text.split(":")[0] for text in broken] == ([promise] if promise else [])
+
+
+async def test_what_was_deleted_and_is_there_and_a_priority_that_was_not_kept(tmp_path: Path) -> None:
+    clients = Clients([], tmp_path / "ledger", seed=1)
+    clients.accepted["k"] = "a"
+    clients.deleted.add("a")
+    assert broken_by(clients, [job(deleted=True)], {}) == []
+    (text,) = broken_by(clients, [job(deleted=True)], {"a": succeeded()})
+    assert text.startswith("promise 1: a was deleted")
+    clients.deleted.clear()
+    clients.priorities["a"] = succeeded().priority
+    assert broken_by(clients, [job()], {"a": succeeded()}) == []
+    clients.priorities["a"] += 1
+    (text,) = broken_by(clients, [job()], {"a": succeeded()})
+    assert text.startswith("promise 3: a was given priority")
+
+
+async def test_a_job_made_by_a_retry_is_judged_too(tmp_path: Path) -> None:
+    clients = Clients([], tmp_path / "ledger", seed=1)
+    clients.accepted |= {"k": "a", "k-again": "b"}
+    clients.again.append(job(key="k-again"))
+    assert broken_by(clients, [job()], {"a": succeeded(), "b": succeeded(running(queued("b")))}) == []
+    (text,) = broken_by(clients, [job()], {"a": succeeded()})
+    assert text.startswith("promise 1: k-again was never accepted")
 
 
 @pytest.mark.parametrize(

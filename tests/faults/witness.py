@@ -26,6 +26,7 @@ class Witness:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._changed = asyncio.Event()
+        self._left: set[str] = set()
         self.records: dict[str, JobRecord] = {}
         self.revisions = 0
         self.found: list[Finding] = []
@@ -37,6 +38,8 @@ class Witness:
                 for entry in batch.entries:
                     if entry.value is not None:
                         self._read(entry.key, entry.value)
+                    else:
+                        self._left.add(entry.key)
                 self._changed.set()
 
     def _read(self, job: str, value: bytes) -> None:
@@ -53,8 +56,10 @@ class Witness:
         self.records[record.id] = record
 
     def open(self, ids: set[str]) -> list[str]:
-        """Which of those jobs have not ended, as far as was seen."""
-        return [job for job in ids if job not in self.records or self.records[job].state not in TERMINAL]
+        """Which of those jobs have not ended, as far as was seen. What has left the bucket has: only ended jobs may,
+        and their last revision may have come and gone while the broker was away."""
+        here = ids - self._left
+        return [job for job in here if job not in self.records or self.records[job].state not in TERMINAL]
 
     async def ended(self, ids: set[str]) -> None:
         """Wait until all of those jobs have."""
