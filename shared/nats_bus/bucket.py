@@ -143,17 +143,21 @@ class NatsBucket:
             headers[_EXPECTED] = str(revision)
         return await self._write(key, b"", headers)
 
-    async def purge(self, key: str) -> None:
+    async def purge(self, key: str, revision: int | None = None) -> None:
         # By its sequence, not by a filtered purge: in 2.9 that makes every consumer of the stream skip what it has not
         # been given yet, of other keys too, and followers would miss it for good.
-        found = await self.get(key)
-        if found is None:
-            return
-        body = {"seq": found.revision, "no_erase": True}
+        check_key(key)
+        if revision is None:
+            found = await self.get(key)
+            if found is None:
+                return
+            revision = found.revision
+        body = {"seq": revision, "no_erase": True}
         try:
             await self._bus.connection().api(f"STREAM.MSG.DELETE.{self._stream}", body, Answer)
         except ServerRefused as refused:
-            if await self.get(key) == found:
+            left = await self.get(key)
+            if left is not None and left.revision == revision:
                 raise BusUnavailable(str(refused)) from refused
 
     async def count(self, keys: str = ">") -> int:
