@@ -51,3 +51,13 @@ def test_outputs_are_kept_by_branch_and_block_and_forgotten_at_the_end() -> None
     kept.clear()
     kept.step = 5
     assert int(output(5, 0)) == 50
+
+
+def test_a_job_that_starts_later_has_nothing_kept_at_its_first_step() -> None:
+    setting = AttentionCache(start_step=1, interval=3, end_step=5)
+    assert [reused_steps(setting, 7, first) for first in (0, 1, 2, 3, 6)] == [3, 3, 2, 1, 0]
+    kept = Cache(setting, 7)
+    for step in range(2, 7):
+        kept.step = step
+        kept.through((0, 0, 0), lambda: torch.zeros(1))
+    assert kept.reused == 2

@@ -37,11 +37,12 @@ def stores(setting: AttentionCache, step: int) -> bool:
     return setting.start_step <= step < setting.end_step
 
 
-def reused_steps(setting: AttentionCache | None, steps: int) -> int:
-    """How many of the steps reuse: what the cache saves of self-attention."""
+def reused_steps(setting: AttentionCache | None, steps: int, first: int = 0) -> int:
+    """How many of the steps from ``first`` on reuse: what the cache saves of self-attention."""
     if setting is None or not is_on(setting, steps):
         return 0
-    return sum(reuses(setting, step) for step in range(steps))
+    # Nothing is kept yet at the first one.
+    return sum(reuses(setting, step) for step in range(first + 1, steps))
 
 
 class Cache:

@@ -27,7 +27,7 @@ from workers.engine.families.wan_conditions import kinds
 from workers.engine.families.wan_conditions.base import Condition, Eyes, check_inputs
 from workers.engine.loading import Components
 from workers.engine.lora.of_pool import Loras
-from workers.engine.parallel import layouts
+from workers.engine.parallel import fsdp, layouts
 from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import decode, denoise
@@ -152,6 +152,8 @@ class Wan:
 
     def forget(self) -> None:
         """As ``Family.forget``."""
+        for model in self._transformers:
+            fsdp.give_back(model)
         for sequence in self._sequences:
             sequence.cache.clear()
             sequence.skipper.clear()
@@ -174,33 +176,40 @@ class Wan:
         conditions = self.conditions(job, texts, course)
         laps.lap("encode_image_s")
         files: list[OutputFile] = []
-        skipped = 0
+        in_tiles = 0
+        skipped = first = 0
         for index in range(request.n):
             done = index * request.steps
             cache = Cache(request.cache, request.steps)
             place = self.prepare(job.layout, cache, request)
             state = self.start(request, request.seed + index, conditions)
+            first = state.step
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
             skipped += self._skipped()
             cache.clear()
             laps.lap("denoise_s")
             latents = conditions.given.end(state.latents)
-            files += ending.finish(self._vae, latents, self._vae_split(job), job, index, course)
+            ended = ending.finish(self._vae, latents, self._vae_split(job), job, index, course, self.forget)
+            files += ended.files
+            in_tiles += ended.in_tiles
             laps.lap("decode_s")
         used: Used = {
             "cfg_size": job.layout.cfg,
             "ulysses_size": job.layout.ulysses,
             "ring_size": job.layout.ring,
             "vae_parallel": self._vae_split(job) is not None,
+            "decoded_in_tiles": in_tiles,
             "dit_fsdp": job.layout.dit_fsdp,
             "device": self._device.kind,
             "ranks": self._mesh.world,
-            "cached_steps": reused_steps(request.cache, request.steps),
+            "cached_steps": reused_steps(request.cache, request.steps, first),
             "skipped_steps": skipped,
             **self._applied.used,
             **laps.seconds,
         }
+        if first:
+            used["first_step"] = first
         if loras:
             used["loras"] = " ".join(f"{name}:{weight:g}" for name, weight in loras.items())
         return Made(tuple(files), used)
@@ -208,9 +217,7 @@ class Wan:
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
         prompts = [request.prompt, request.negative_prompt] if _is_guided(request) else [request.prompt]
-        if self.layouts[0].t5_fsdp:
-            return tuple(self._encode_text(prompt) for prompt in prompts)
-        with course.agreed(0):
+        with course.exchanging(0):
             return tuple(self._encode_text(prompt) for prompt in prompts)
 
     def conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
@@ -318,7 +325,7 @@ class Wan:
 
     def _vae_split(self, job: Job) -> WidthSplit | None:
         columns = job.request.width // self._checkpoint.vae.scale_factor_spatial
-        usable = job.layout.vae_parallel and self._split is not None and self._split.divides(columns)
+        usable = job.layout.vae_parallel and self._split is not None and self._split.splits(columns)
         return self._split if usable else None
 
 
