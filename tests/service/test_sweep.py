@@ -92,6 +92,19 @@ async def test_what_records_refer_to_stays(place: Place) -> None:
     assert await place.files() == kept
 
 
+async def test_every_kind_of_input_stays(place: Place) -> None:
+    fields = ("image", "last_image", "video", "mask")
+    given = {
+        name: Input(key=f"inputs/default/{name}", media_type="", size=1, sha256="") for name in (*fields, "a", "b")
+    }
+    request = replace(REQUEST, references=(given["a"], given["b"]), **{name: given[name] for name in fields})
+    assert {each.key for each in request.inputs().values()} == {each.key for each in given.values()}
+    await place.has(*(each.key for each in given.values()))
+    await place.knows(replace(job("j"), request=request))
+    await place.sweep.once()
+    assert await place.files() == {each.key for each in given.values()}
+
+
 async def test_what_nothing_refers_to_goes(place: Place) -> None:
     stale = {"a/1/0.mp4", "b/1/0.mp4", "b/3/0.mp4", "never/1/0.mp4", "inputs/default/aa", "c/1/0.mp4"}
     await place.has("a/2/0.mp4", "b/2/0.mp4", *stale)
