@@ -43,7 +43,8 @@ def rewrite(source: Path, target: Path, model_type: str, *, shards: int = 1) -> 
 
 def load_part(folder: Path) -> Tensors:
     (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    found: Tensors = load_file(file)
+    return found
 
 
 def save_shards(tensors: Tensors, folder: Path, shards: int) -> None:
@@ -52,7 +53,7 @@ def save_shards(tensors: Tensors, folder: Path, shards: int) -> None:
         save_file(tensors, folder / f"{stem}.safetensors")
         return
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index in range(shards):
         file = f"{stem}-{index + 1:05}-of-{shards:05}.safetensors"
         mine = names[index::shards]
@@ -225,9 +226,8 @@ def staged_vae_names(tensors: Tensors) -> Iterator[tuple[str, str]]:
 
 def _t5(tensors: Tensors) -> Tensors:
     """``T5Encoder`` with ``shared_pos=False``: every block has its own positions."""
-    embedding = tensors.pop("shared.weight", None)
-    tied = tensors.pop("encoder.embed_tokens.weight", None)
-    made = {"token_embedding.weight": tied if embedding is None else embedding}
+    embeddings = [tensors.pop(name) for name in ("shared.weight", "encoder.embed_tokens.weight") if name in tensors]
+    made = {"token_embedding.weight": embeddings[0]}
     made["norm.weight"] = tensors.pop("encoder.final_layer_norm.weight")
     index = 0
     while _has(tensors, f"encoder.block.{index}"):
