@@ -31,12 +31,13 @@ Array = npt.NDArray[np.float32]
 
 
 class Outcome(Struct):
-    """Latents after the last step, frames, how many attention outputs came from the cache."""
+    """Latents after the last step, frames, how many attention outputs came from the cache, steps that were skipped."""
 
     latents: Array
     frames: npt.NDArray[np.uint8]
     reused: int
     parameters: int = 0
+    skipped: int = 0
 
 
 _loaded: dict[tuple[str, int, bool], Wan] = {}
@@ -66,17 +67,18 @@ def outcome(model: Wan, job: Job, course: Course) -> Outcome:
     request = job.request
     cache = Cache(request.cache, request.steps)
     conditions = model.conditions(job, model.texts(request, course), course)
-    place = model.prepare(job.layout, cache)
+    place = model.prepare(job.layout, cache, request)
     state = model.start(request, request.seed, conditions)
     for after in model.denoising(request, state, conditions, place, course):
         state = after
+    skipped = model._skipped()
     latents = conditions.given.end(state.latents)
     split = model._vae_split(job)
     chunks = decode.frames(model._vae, latents, split) if split is not None or model._mesh.rank == 0 else iter(())
     frames = [frame for chunk in chunks for frame in chunk]
     held = sum(parameter.numel() for parameter in _local(model))
     stacked = np.stack(frames) if frames else np.zeros(0, np.uint8)
-    return Outcome(latents.numpy(), stacked, cache.reused, held)
+    return Outcome(latents.numpy(), stacked, cache.reused, held, skipped)
 
 
 def _local(model: Wan) -> list[torch.Tensor]:
@@ -149,7 +151,7 @@ def vae_split(ranks: Ranks, folder: Path, columns: int) -> dict[str, float]:
     whole_latents = causal.encode(vae, chunks)
     whole_pixels = torch.cat(list(causal.decode(vae, latents)), 2)
     with split.active():
-        split_latents = split.whole(causal.encode(vae, [split.part(chunk) for chunk in chunks]))
+        split_latents = split.whole(causal.encode(vae, [split.part(chunk, 8) for chunk in chunks]))
         split_pixels = split.whole(torch.cat(list(causal.decode(vae, split.part(latents))), 2))
     return {
         "encode": float((split_latents - whole_latents).abs().max()),

@@ -1,9 +1,9 @@
 """The denoise loop's parts: the noise that a job starts from, one step, and the explicit value carried between steps.
 
 ``DenoiseState`` is all that the loop carries: it can be written down (safetensors, no pickle) and continued elsewhere,
-on another layout even, with the same result. The one thing it leaves out is the attention cache, which is as large as
-many videos: a job with a cache continues with the same result from steps at which the cache holds nothing needed,
-``can_continue``.
+on another layout even, with the same result. What it leaves out is the attention cache and the step cache, which are as
+large as many videos: a job with a cache continues with the same result from steps at which the cache holds nothing
+needed, ``can_continue``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
 
-from shared.messages import AttentionCache
+from shared.messages import AttentionCache, StepCache
 from workers.engine import noise_schedulers as noise
-from workers.engine.acceleration import attention_cache
+from workers.engine.acceleration import attention_cache, step_cache
 from workers.engine.parallel.collective import collective
 from workers.engine.parallel.mesh import Place
 
@@ -90,14 +90,26 @@ def is_finite(state: DenoiseState) -> bool:
     return bool(torch.isfinite(state.latents).all())
 
 
-def can_continue(step: int, cache: AttentionCache | None, steps: int) -> bool:
-    """Whether a job continued at that step elsewhere, with an empty attention cache, gives the same result."""
+def can_continue(step: int, cache: AttentionCache | None, steps: int, skips: StepCache | None = None) -> bool:
+    """Whether a job continued at that step elsewhere, with empty caches, gives the same result.
+
+    Which steps a step cache skips is known only by doing them. So with one, a job continues where it computes all
+    blocks for certain, or where no step may be skipped any more; and what the attention cache gives must have been
+    stored since, in a step that is not skipped.
+    """
+    following = range(step, steps)
+    skippable: set[int] = set()
+    if skips is not None and step_cache.is_on(skips, steps):
+        # Step 0 has nothing to reuse, whatever the setting says.
+        skippable = {s for s in following if s > 0 and step_cache.may_skip(skips, s)}
+    if step in skippable:
+        return False
     if cache is None or not attention_cache.is_on(cache, steps):
         return True
-    following = range(step, steps)
     first = next((s for s in following if attention_cache.reuses(cache, s)), None)
     return first is None or any(
-        attention_cache.stores(cache, s) and not attention_cache.reuses(cache, s) for s in range(step, first)
+        attention_cache.stores(cache, s) and not attention_cache.reuses(cache, s) and s not in skippable
+        for s in range(step, first)
     )
 
 
