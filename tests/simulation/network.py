@@ -19,6 +19,7 @@ from shared.bus import Batch, Entry, Handler, Subscription
 from shared.errors import BusError, BusUnavailable
 from tests.simulation.loop import SimLoop
 from tests.simulation.process import Crashed, Process
+from tests.simulation.versions import Version, today
 from tests.support.memory_bus import CALL_TIMEOUT_S, MemoryBroker, MemoryBus
 
 if TYPE_CHECKING:
@@ -126,13 +127,19 @@ class Network:
 
 
 class SimBus:
-    """A ``Bus``. ``crash_in``: the write, counted from now, at which the process dies, and whether before or after."""
+    """A ``Bus``.
+
+    Attributes:
+        crash_in: the write, counted from now, at which the process dies, and whether before or after.
+        version: what the process's messages look like.
+    """
 
     def __init__(self, network: Network, process: Process, inner: MemoryBus) -> None:
         self.network = network
         self.process = process
         self.inner = inner
         self.crash_in: tuple[int, bool] | None = None
+        self.version: Version = today
 
     def bucket(self, name: str) -> Bucket:
         self.inner.bucket(name)
@@ -180,6 +187,7 @@ class SimBus:
         return left == 0, after
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        payload = self.version(payload)
         weather = self.network.weather
         await self.hop()
         if self.happens(weather.repeat):
@@ -199,15 +207,16 @@ class SimBus:
     async def publish(self, subject: str, payload: bytes) -> None:
         await self.hop()
         if not self.happens(self.network.weather.lose):
-            await self.inner.publish(subject, payload)
+            await self.inner.publish(subject, self.version(payload))
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         async def arrive(payload: bytes) -> bytes | None:
             await asyncio.sleep(self.process.random.random() * self.network.weather.delay_s)
             try:
-                return await self.process.ask(cast("Any", handler(payload)))
+                reply = await self.process.ask(cast("Any", handler(payload)))
             except Crashed:
                 return None
+            return None if reply is None else self.version(reply)
 
         return await self.inner.subscribe(subject, arrive)
 
@@ -237,12 +246,15 @@ class SimBucket:
         return await self._bus.call(lambda bus: bus.bucket(self._name).get(key), writes=False)
 
     async def create(self, key: str, value: bytes) -> int:
+        value = self._bus.version(value)
         return await self._bus.call(lambda bus: bus.bucket(self._name).create(key, value), writes=True)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
+        value = self._bus.version(value)
         return await self._bus.call(lambda bus: bus.bucket(self._name).update(key, value, revision), writes=True)
 
     async def put(self, key: str, value: bytes) -> int:
+        value = self._bus.version(value)
         return await self._bus.call(lambda bus: bus.bucket(self._name).put(key, value), writes=True)
 
     async def delete(self, key: str, revision: int | None = None) -> int:
