@@ -103,6 +103,10 @@ def _form(files: tuple[str, ...], base: Json) -> Json:
     properties = dict(base["properties"])
     for name in files:
         properties[name] = {"anyOf": [_BINARY, _TEXT], "description": "a file, or a reference as in JSON"}
+    properties["references"] = {
+        "anyOf": [{"type": "array", "items": _BINARY}, _TEXT],
+        "description": "files, each a part of this name; or a list as in JSON",
+    }
     return {**base, "properties": properties}
 
 
@@ -111,7 +115,9 @@ def _submit_body(components: Json) -> Json:
         "required": True,
         "content": {
             "application/json": {"schema": _ref(schema.SubmitBody)},
-            "multipart/form-data": {"schema": _form(("image", "last_image", "video"), components["SubmitBody"])},
+            "multipart/form-data": {
+                "schema": _form(("image", "last_image", "video", "mask"), components["SubmitBody"])
+            },
         },
     }
 

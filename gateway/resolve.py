@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from gateway import tasks
 from gateway.schema import ParallelBody, SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import (
@@ -29,19 +30,13 @@ from shared.messages import (
 #: Formats by kind of task; the first is the default.
 _IMAGE_FORMATS = ("png",)
 _VIDEO_FORMATS = ("mp4",)
-#: What each task takes; a task that is not named here takes whatever its card's engine makes of it.
-_TAKES: dict[str, frozenset[str]] = {
-    Task.TEXT_TO_VIDEO: frozenset(),
-    Task.TEXT_TO_IMAGE: frozenset(),
-    Task.IMAGE_TO_VIDEO: frozenset({"image", "last_image"}),
-}
 
 #: For a model that no pool has announced yet (setting ``unknown_model=queue``): the commonest Wan values, and ranges so
 #: wide that they refuse nothing which the engine could do.
 UNANNOUNCED = ModelCard(
     name="",
     family="",
-    tasks=(Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE),
+    tasks=tuple(Task),
     width=IntRange(min=16, max=4096, default=832, multiple_of=16),
     height=IntRange(min=16, max=4096, default=480, multiple_of=16),
     max_pixels=4096 * 4096,
@@ -52,6 +47,10 @@ UNANNOUNCED = ModelCard(
     shift=FloatRange(min=0.0, max=100.0, default=5.0),
     solvers=("unipc", "dpm++", "euler"),
     max_n=8,
+    also_takes=("last_image", "mask", "references"),
+    guidance_scale_2=FloatRange(min=0.0, max=100.0, default=5.0),
+    strength=FloatRange(min=0.0, max=1.0, default=0.8),
+    control_scale=FloatRange(min=0.0, max=2.0, default=1.0),
 )
 
 
@@ -68,7 +67,7 @@ def resolve(
     """The complete request.
 
     Args:
-        inputs: by field name (``image``, ``last_image``, ``video``), already checked.
+        inputs: by the names of ``JobRequest.inputs``, already checked.
         offers: of the workers that serve the model now; none means that nothing is known and any layout may wait.
         seed: used when the client gave none.
         model: the name under which it is served.
@@ -76,8 +75,9 @@ def resolve(
     Raises:
         InvalidRequest: it cannot be served; names the field.
     """
-    task = _task(body, card, inputs)
-    _check_inputs(task, inputs)
+    given = list(dict.fromkeys(name.partition(".")[0] for name in inputs))
+    task = tasks.task_of(body, card, given)
+    tasks.check_files(task, card, given)
     still = task == Task.TEXT_TO_IMAGE
     width, height = _size(body.size, card)
     if still and body.num_frames not in (None, 1):
@@ -97,13 +97,20 @@ def resolve(
         fps=integer(body.fps, card.fps, "fps"),
         steps=integer(body.steps, card.steps, "steps"),
         guidance_scale=number(body.guidance_scale, card.guidance_scale, "guidance_scale"),
+        guidance_scale_2=_second_guidance(body, card),
         shift=number(body.shift, card.shift, "shift"),
+        strength=_of_some_tasks(body.strength, card.strength, "strength", task, tasks.has_strength(task)),
+        control_scale=_of_some_tasks(
+            body.control_scale, card.control_scale, "control_scale", task, tasks.has_control(task)
+        ),
         solver=_choice(body.solver, card.solvers, "solver"),
         seed=seed if body.seed is None else body.seed,
         n=body.n,
         image=inputs.get("image"),
         last_image=inputs.get("last_image"),
         video=inputs.get("video"),
+        mask=inputs.get("mask"),
+        references=tuple(file for name, file in inputs.items() if name.startswith("references.")),
         parallel=_parallel(body.parallel, card, offers),
         cache=_cache(body, card),
         step_cache=_step_cache(body, card),
@@ -111,35 +118,6 @@ def resolve(
         output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
         dummy=body.dummy,
     )
-
-
-def _task(body: SubmitBody, card: ModelCard, inputs: Mapping[str, Input]) -> str:
-    if body.task is not None:
-        task, field = body.task, "task"
-    elif "image" in inputs:
-        task, field = Task.IMAGE_TO_VIDEO.value, "image"
-    elif "last_image" in inputs or "video" in inputs:
-        raise InvalidRequest("say which task this is for", "task")
-    elif body.num_frames == 1:
-        task, field = Task.TEXT_TO_IMAGE.value, "num_frames"
-    else:
-        task, field = Task.TEXT_TO_VIDEO.value, "task"
-        if task not in card.tasks and tuple(card.tasks) == (Task.TEXT_TO_IMAGE,):
-            task = Task.TEXT_TO_IMAGE.value
-    if task not in card.tasks:
-        raise InvalidRequest(f"{card.name} does {', '.join(card.tasks)}; not {task}", field)
-    return task
-
-
-def _check_inputs(task: str, inputs: Mapping[str, Input]) -> None:
-    takes = _TAKES.get(task)
-    if takes is None:
-        return
-    for field in inputs:
-        if field not in takes:
-            raise InvalidRequest(f"{task} takes none", field)
-    if "image" in takes and "image" not in inputs:
-        raise InvalidRequest(f"{task} needs one", "image")
 
 
 def _size(size: str | None, card: ModelCard) -> tuple[int, int]:
@@ -192,6 +170,27 @@ def number(given: float | None, allowed: FloatRange, field: str) -> float:
     if not allowed.min <= given <= allowed.max:
         raise InvalidRequest(f"must be from {allowed.min:g} to {allowed.max:g}, not {given:g}", field)
     return given
+
+
+def _of_some_tasks(
+    given: float | None, allowed: FloatRange | None, field: str, task: str, has_it: bool
+) -> float | None:
+    """A setting that only some models and tasks have."""
+    if allowed is not None and has_it:
+        return number(given, allowed, field)
+    if given is not None:
+        raise InvalidRequest(f"{task} has none" if allowed is not None else "the model has none", field)
+    return None
+
+
+def _second_guidance(body: SubmitBody, card: ModelCard) -> float | None:
+    """The second expert's: as given, or as the first where only that is given, or the card's default."""
+    allowed = card.guidance_scale_2
+    if allowed is None or (body.guidance_scale_2 is None and body.guidance_scale is not None):
+        if body.guidance_scale_2 is not None:
+            raise InvalidRequest("the model has one expert only", "guidance_scale_2")
+        return None
+    return number(body.guidance_scale_2, allowed, "guidance_scale_2")
 
 
 def _choice(given: str | None, allowed: tuple[str, ...], field: str) -> str:

@@ -25,6 +25,8 @@ Source = Annotated[
         "https URL, which is fetched when the job runs",
     ),
 ]
+#: Pictures of what is to appear.
+MAX_REFERENCES = 8
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
     Meta(max_length=16),
@@ -67,8 +69,10 @@ class LoraBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a job is to do. What is left out takes the model's default. In multipart, `image`, `last_image` and `video`
-    are files and the objects are JSON."""
+    """What a job is to do. What is left out takes the model's default. `mask` is a clip, or one picture for all frames:
+    white is made anew, black is kept. `references` are pictures of what is to appear. `strength`: how much of the clip
+    is made anew. `guidance_scale_2`: of the second expert, where a model has two. In multipart, `image`, `last_image`,
+    `video`, `mask` and `references` (several parts of that name) are files and the objects are JSON."""
 
     prompt: Prompt
     model: Word | None = None
@@ -77,12 +81,17 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image: Source | None = None
     last_image: Source | None = None
     video: Source | None = None
+    mask: Source | None = None
+    references: Annotated[tuple[Source, ...], Meta(max_length=MAX_REFERENCES)] = ()
     size: Annotated[str, Meta(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$", examples=["832x480"])] | None = None
     num_frames: Positive | None = None
     fps: Positive | None = None
     steps: Positive | None = None
     guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    guidance_scale_2: Annotated[float, Meta(ge=0, le=1000)] | None = None
     shift: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    strength: Annotated[float, Meta(ge=0, le=1)] | None = None
+    control_scale: Annotated[float, Meta(ge=0, le=2)] | None = None
     solver: Word | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -150,12 +159,17 @@ class RequestView(Struct, frozen=True, kw_only=True):
     image: InputView | None
     last_image: InputView | None
     video: InputView | None
+    mask: InputView | None
+    references: tuple[InputView, ...]
     size: str
     num_frames: int
     fps: int
     steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
     shift: float
+    strength: float | None
+    control_scale: float | None
     solver: str
     seed: int
     n: int
@@ -315,7 +329,11 @@ class ModelView(Struct, frozen=True, kw_only=True):
     fps: IntRangeView
     steps: IntRangeView
     guidance_scale: FloatRangeView
+    guidance_scale_2: FloatRangeView | None
     shift: FloatRangeView
+    strength: FloatRangeView | None
+    control_scale: FloatRangeView | None
+    also_takes: tuple[str, ...]
     solvers: tuple[str, ...]
     negative_prompt: str
     max_n: int

@@ -22,7 +22,7 @@ from gateway.live import Live
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
-from gateway.schema import SubmitBody
+from gateway.schema import MAX_REFERENCES, SubmitBody
 from gateway.uploads import Upload, from_data_uri, temporary
 from shared import guarded_http
 from shared.artifacts import Artifacts
@@ -39,7 +39,9 @@ from shared.topology import JOBS, input_key
 _LOG = log(__name__)
 
 #: The fields that are files, and what each may be.
-FILES = {"image": IMAGES, "last_image": IMAGES, "video": VIDEOS}
+FILES = {"image": IMAGES, "last_image": IMAGES, "video": VIDEOS, "mask": IMAGES | VIDEOS, "references": IMAGES}
+#: Of these, the fields that are several files, and how many at most: ``references.0``, ``references.1``, ….
+SEVERAL = {"references": MAX_REFERENCES}
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
 MAX_RECORD = JOBS.max_value - 24 * 1024
 #: How long an unanswered create is looked for before the client is told that nobody knows.
@@ -130,8 +132,8 @@ class Submissions:
             if earlier is not None:
                 return earlier
         self._admission.check(tenant)
-        for given in (old.request.image, old.request.last_image, old.request.video):
-            if given is not None and not given.url:
+        for given in old.request.inputs().values():
+            if not given.url:
                 try:
                     # Written again, as in ``_stored``: it is in use from now on.
                     await self._artifacts.put(given.key, self._artifacts.read(given.key))
@@ -256,10 +258,10 @@ class Submissions:
     async def _inputs(
         self, tenant: str, body: SubmitBody, uploads: dict[str, Upload], stack: ExitStack
     ) -> dict[str, Input]:
-        """All input files by field. Data URIs join ``uploads``, which are stored later."""
+        """All input files by the names of ``JobRequest.inputs``. Data URIs join ``uploads``, which are stored later."""
         inputs = {}
-        for field, allowed in FILES.items():
-            source = getattr(body, field)
+        for field, source in _sources(body, uploads):
+            allowed = FILES[field.partition(".")[0]]
             if source is not None and field not in uploads:
                 if source.startswith("data:"):
                     uploads[field] = from_data_uri(source, field, stack)
@@ -312,6 +314,18 @@ class Submissions:
         except ArtifactNotFound:
             raise invalid(field, "that output is no longer there") from None
         return Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
+
+
+def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, str | None]]:
+    """Every file that the request may have: its name, and where the body says that it is."""
+    sources = [(field, getattr(body, field)) for field in FILES if field not in SEVERAL]
+    for field in SEVERAL:
+        sent, named = [name for name in uploads if name.startswith(f"{field}.")], getattr(body, field)
+        if sent and named:
+            raise invalid(field, "sent both as files and as text")
+        sources += [(name, None) for name in sent]
+        sources += [(f"{field}.{index}", source) for index, source in enumerate(named)]
+    return sources
 
 
 def _by_url(url: str, field: str) -> Input:

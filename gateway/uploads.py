@@ -8,9 +8,10 @@ import binascii
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import msgspec
@@ -139,11 +140,18 @@ def invalid_value(error: msgspec.ValidationError) -> Problem:
     return Problem(422, detail, errors=(FieldError(field=path, message=message),))
 
 
-async def read_form(request: AnyRequest, limit: int, files: frozenset[str], stack: ExitStack) -> Form:
+async def read_form(
+    request: AnyRequest,
+    limit: int,
+    files: frozenset[str],
+    stack: ExitStack,
+    several: Mapping[str, int] = MappingProxyType({}),
+) -> Form:
     """A multipart body; its files lie in temporary files until ``stack`` is closed.
 
     Args:
         files: names of the fields that are files.
+        several: of these, those that may be sent so many times; their files are ``<field>.0``, ``<field>.1``, ….
 
     Raises:
         Problem: 400, 413 or 422.
@@ -160,7 +168,7 @@ async def read_form(request: AnyRequest, limit: int, files: frozenset[str], stac
                 for event in parser.parse(chunk):
                     match event:
                         case MultipartSegment():
-                            part = _Part.begin(event, files, form, stack)
+                            part = _Part.begin(event, files, several, form, stack)
                         case None:
                             assert part is not None
                             part.end(form)
@@ -188,8 +196,20 @@ class _Part:
         self._size = 0
 
     @classmethod
-    def begin(cls, segment: MultipartSegment, files: frozenset[str], form: Form, stack: ExitStack) -> _Part:
+    def begin(
+        cls,
+        segment: MultipartSegment,
+        files: frozenset[str],
+        several: Mapping[str, int],
+        form: Form,
+        stack: ExitStack,
+    ) -> _Part:
         name = segment.name or ""
+        if name in several and segment.filename is not None:
+            index = sum(other.startswith(f"{name}.") for other in form.files)
+            if index >= several[name]:
+                raise InvalidRequest(f"at most {several[name]}", name)
+            return cls(f"{name}.{index}", temporary(stack))
         if name in form.fields or name in form.files:
             raise InvalidRequest("sent twice", name)
         # A file field may also be sent as text, as in JSON: a reference. Only a part with a file name is a file.

@@ -127,12 +127,17 @@ def request_view(record: JobRecord) -> RequestView:
         image=_input(request.image),
         last_image=_input(request.last_image),
         video=_input(request.video),
+        mask=_input(request.mask),
+        references=tuple(_shown(given) for given in request.references),
         size=f"{request.width}x{request.height}",
         num_frames=request.num_frames,
         fps=request.fps,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
+        guidance_scale_2=request.guidance_scale_2,
         shift=request.shift,
+        strength=request.strength,
+        control_scale=request.control_scale,
         solver=request.solver,
         seed=request.seed,
         n=request.n,
@@ -156,8 +161,10 @@ def request_view(record: JobRecord) -> RequestView:
 
 
 def _input(given: Input | None) -> InputView | None:
-    if given is None:
-        return None
+    return None if given is None else _shown(given)
+
+
+def _shown(given: Input) -> InputView:
     return InputView(media_type=given.media_type, size=given.size, sha256=given.sha256, url=given.url or None)
 
 
@@ -295,7 +302,11 @@ def model_view(card: ModelCard, workers: int, layouts: tuple[Layout, ...], step_
         fps=_integers(card.fps),
         steps=_integers(card.steps),
         guidance_scale=_numbers(card.guidance_scale),
+        guidance_scale_2=_maybe(card.guidance_scale_2),
         shift=_numbers(card.shift),
+        strength=_maybe(card.strength),
+        control_scale=_maybe(card.control_scale),
+        also_takes=card.also_takes,
         solvers=card.solvers,
         negative_prompt=card.negative_prompt,
         max_n=card.max_n,
@@ -316,6 +327,10 @@ def _integers(allowed: IntRange) -> IntRangeView:
         multiple_of=allowed.multiple_of,
         offset=allowed.offset,
     )
+
+
+def _maybe(allowed: FloatRange | None) -> FloatRangeView | None:
+    return None if allowed is None else _numbers(allowed)
 
 
 def _numbers(allowed: FloatRange) -> FloatRangeView:

@@ -15,15 +15,15 @@ from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import bus_down, invalid
 from gateway.schema import JobList, PatchBody, SubmitBody
-from gateway.submit import FILES
+from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, content_type, invalid_value, read_form, read_json
 from shared.messages import TERMINAL, State
 
 _submit = msgspec.json.Decoder(SubmitBody)
 _patch = msgspec.json.Decoder(PatchBody)
 
-#: Fields that are objects: in a multipart body they are JSON.
-_OBJECTS = frozenset({"parallel", "cache", "metadata", "dummy"})
+#: Fields that are objects or lists: in a multipart body they are JSON.
+_OBJECTS = frozenset({"parallel", "cache", "step_cache", "loras", "references", "metadata", "dummy"})
 _DEFAULT_PAGE = 50
 _MAX_PAGE = 500
 _LIST_PARAMETERS = frozenset({"state", "model", "task", "limit", "after"})
@@ -37,7 +37,7 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
     with ExitStack() as stack:
         if content_type(request)[0] == "multipart/form-data":
-            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack)
+            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
             body, uploads = body_of(form), form.files
         else:
             body, uploads = await read_json(request, _submit, gateway.settings.max_json_bytes), {}

@@ -61,6 +61,7 @@ CARD = ModelCard(
     negative_prompt="blurry",
     max_n=4,
     heads=8,
+    also_takes=("last_image",),
 )
 
 
