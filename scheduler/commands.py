@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from scheduler.policy import Turn
+from scheduler.policy import Turn, Where
 from shared.messages import Result, WorkerQuarantine
 
 
 class ToAssigned(Struct, frozen=True, kw_only=True):
-    """queued → assigned, at the next epoch. ``turn``: why this job was next."""
+    """queued → assigned, at the next epoch. ``turn``: why this job was next; ``where``: why it goes to this worker."""
 
     worker: str
     incarnation: str
     turn: Turn = Turn.SHARE
+    where: Where = Where.FREE
+
+    @property
+    def reason(self) -> str:
+        """Both, in the job's log."""
+        return self.turn if self.where is Where.FREE else f"{self.turn}, {self.where}"
 
 
 class ToRunning(Struct, frozen=True, kw_only=True):

@@ -123,8 +123,16 @@ def _consider_assigned(state: CoreState, job: Job, commands: list[Command]) -> N
         job.decided = None
 
 
-def _consider_running(state: CoreState, job: Job, commands: list[Command]) -> None:
+def _limit(state: CoreState, job: Job) -> float:
+    """When an attempt has gone on for so long that its agent cannot be enforcing its run timeout. Loading another model
+    does not count against that."""
     limit = job.written + job.run_timeout_s + state.times.run_grace_s
+    worker = state.workers.get(job.worker or "")
+    return limit + state.times.load_grace_s if worker is not None and len(worker.models) > 1 else limit
+
+
+def _consider_running(state: CoreState, job: Job, commands: list[Command]) -> None:
+    limit = _limit(state, job)
     if job.worker is None or _lost(state, job):
         write(state, job, ToQueued(reason=Reason.WORKER_LOST, message="the worker was lost"), commands)
     elif job.unheld:
@@ -134,14 +142,15 @@ def _consider_running(state: CoreState, job: Job, commands: list[Command]) -> No
         paid_until = (job.run_since or job.written) + job.charged_s / job.width
         state.wake_job(job, min(limit, max(paid_until, state.now + 1.0)))
     elif state.trusted(state.times.lease_s):
-        text = f"still running {state.times.run_grace_s:g} s after its run timeout of {job.run_timeout_s:g} s"
+        over_s = limit - job.written - job.run_timeout_s
+        text = f"still running {over_s:g} s after its run timeout of {job.run_timeout_s:g} s"
         write(state, job, ToFailed(reason=Reason.RUN_TIMEOUT, message=text), commands)
     else:
         state.wake_job(job, state.now + state.times.lease_s)
 
 
 def _consider_cancelling(state: CoreState, job: Job, commands: list[Command]) -> None:
-    limit = job.written + job.run_timeout_s + state.times.run_grace_s
+    limit = _limit(state, job)
     overdue = state.now >= limit and state.trusted(state.times.lease_s)
     if job.worker is None or job.incarnation is None or _lost(state, job) or job.unheld or overdue:
         write(state, job, ToQueued(reason=Reason.WORKER_LOST, message="the worker is not there"), commands)

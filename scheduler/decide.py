@@ -29,6 +29,7 @@ from scheduler.events import (
     Leads,
     LeaseGone,
     LeaseSeen,
+    ModelSeen,
     Reset,
     ResultSeen,
     Stream,
@@ -41,6 +42,7 @@ from scheduler.events import (
 from scheduler.learn import forget_all, learn_answer, learn_end, learn_job, learn_result, learn_won, settle
 from scheduler.leases import learn_lease, look_at_worker, lose_worker
 from scheduler.match import match_workers
+from scheduler.policy import Memory
 from scheduler.state import CoreState
 
 
@@ -55,7 +57,12 @@ def decide(state: CoreState, event: Event) -> list[Command]:
         state.touched.clear()
         state.fresh.clear()
         state.rematch.clear()
+        state.waiting_for.clear()
         return []
+    if state.waiting_for:
+        # What made a job wait for a busy worker may have changed.
+        state.rematch.update(dict.fromkeys(state.waiting_for.values()))
+        state.waiting_for.clear()
     while state.touched or state.fresh or state.rematch:
         for name in list(state.touched):
             del state.touched[name]
@@ -85,6 +92,9 @@ def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:
             learn_control(state, control)
         case UsageSeen(usage=usage, since_s=since_s):
             learn_usage(state, usage, since_s)
+        case ModelSeen(model=name, footprints=footprints, largest=largest):
+            takes = Memory(footprints=footprints, largest=largest) if footprints else None
+            state.learn_memory(name, takes)
         case AssignAnswered(job=name, epoch=epoch, answer=answer):
             learn_answer(state, name, epoch, answer)
         case WriteWon(job=seen):
@@ -124,6 +134,7 @@ def _begin(state: CoreState) -> None:
             # A standby: whoever leads drops the results of jobs that are not open.
             state.results = {name: found for name, found in state.results.items() if name in state.jobs}
         return
+    state.regroup(state.memory)
     state.touched.update(dict.fromkeys(state.jobs))
     state.rematch.update(dict.fromkeys(state.workers))
     for name in state.results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scheduler.events import Summary, Wish
 from scheduler.policy import Avoid, Refusal, Times, backoff
 from shared.messages import Layout, State, WorkerState
+from shared.pace import Kind
 
 #: A job's place among its tenant's jobs, smallest first (``policy.rank``).
 Place = tuple[float, str]
@@ -19,7 +20,7 @@ class Job:
     Attributes:
         charge, charged_s: what its tenant was charged for it while it is at a worker, as ``Tenant.used`` counts, and
             in device-seconds; None while it is at none.
-        width: devices of the worker that it was charged for.
+        width: devices of the worker that it was charged for; ``kind``: that worker's kind.
         run_since: when this attempt began to run.
         rest_until: it backs off until then.
     """
@@ -39,6 +40,7 @@ class Job:
         "hold_until",
         "id",
         "incarnation",
+        "kind",
         "order_at",
         "pending",
         "place",
@@ -54,11 +56,13 @@ class Job:
         "start_deadline_s",
         "started",
         "state",
+        "steps",
         "strange",
         "tenant",
         "unheld",
         "unheld_since",
         "unsure",
+        "volume",
         "wake",
         "wary",
         "width",
@@ -84,16 +88,19 @@ class Job:
         self.charge: float | None = None
         self.charged_s = 0.0
         self.width = 1
+        self.kind: Kind | None = None
         self.run_since: float | None = None
         self.rest_until: float | None = None
         self.attempts: int | None = None
 
-    def take(self, seen: Summary, now: float, times: Times) -> None:
-        """Become what that revision says."""
+    def take(self, seen: Summary, wish: Wish, now: float, times: Times) -> None:
+        """Become what that revision says; ``wish``: as the queues tell wishes apart."""
         self.revision = seen.revision
         self.state = seen.state
         self.epoch = seen.epoch
-        self.wish = seen.wish
+        self.wish = wish
+        self.volume = seen.volume
+        self.steps = seen.steps
         self.priority = seen.priority
         self.birth = seen.birth
         self.age_s = seen.age_s
@@ -209,7 +216,7 @@ AgedEntry = tuple[Place, Lane]
 class Queue:
     """The queued jobs of one wish, a lane for each tenant that has any."""
 
-    __slots__ = ("aged", "fair", "fitting", "free", "lanes", "live", "passed", "wish")
+    __slots__ = ("aged", "fair", "fitting", "free", "kinds", "lanes", "live", "passed", "wish")
 
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
@@ -224,6 +231,38 @@ class Queue:
         #: Workers that serve the wish now, and those of them that have a slot (an ordered set).
         self.fitting: set[str] = set()
         self.free: dict[str, None] = {}
+        #: By kind, those that serve it, and those that have a slot.
+        self.kinds: dict[Kind, tuple[set[str], dict[str, None]]] = {}
+
+    def serve(self, worker: Worker) -> None:
+        """That worker serves it from now on."""
+        self.fitting.add(worker.name)
+        known = self.kinds.get(worker.kind)
+        if known is None:
+            known = self.kinds[worker.kind] = (set(), {})
+        known[0].add(worker.name)
+
+    def leave(self, worker: Worker) -> None:
+        """That worker serves it no more."""
+        self.fitting.discard(worker.name)
+        self.withdraw(worker)
+        known = self.kinds.get(worker.kind)
+        if known is not None:
+            known[0].discard(worker.name)
+            if not known[0]:
+                del self.kinds[worker.kind]
+
+    def offer(self, worker: Worker) -> None:
+        """That worker has a slot."""
+        if worker.name not in self.free:
+            self.free[worker.name] = None
+            self.kinds[worker.kind][1][worker.name] = None
+
+    def withdraw(self, worker: Worker) -> None:
+        """That worker has none."""
+        if worker.name in self.free:
+            del self.free[worker.name]
+            del self.kinds[worker.kind][1][worker.name]
 
 
 class Worker:
@@ -241,10 +280,12 @@ class Worker:
         "incarnation",
         "jobs",
         "judged",
+        "kind",
         "layouts",
         "lease_s",
         "load_s",
         "loaded",
+        "memory",
         "models",
         "name",
         "paused_until",
@@ -256,7 +297,6 @@ class Worker:
         "state",
         "superseded",
         "wake",
-        "width",
         "zombies",
     )
 
@@ -270,7 +310,9 @@ class Worker:
         self.models: tuple[str, ...] = ()
         self.layouts: tuple[Layout, ...] = ()
         self.capacity = 0
-        self.width = 1
+        self.kind = Kind("", "", 1)
+        #: Bytes of its smallest device; 0: not known.
+        self.memory = 0
         #: Models that are loaded (all, if it does not say), and the seconds that loading each takes.
         self.loaded: frozenset[str] = frozenset()
         self.load_s: dict[str, float] = {}
@@ -297,3 +339,8 @@ class Worker:
         self.silent = False
         self.queues: list[Queue] = []
         self.wake: float | None = None
+
+    @property
+    def width(self) -> int:
+        """Its devices."""
+        return self.kind.width

@@ -11,15 +11,16 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from shared.messages import AssignReply, Control, Parallel, Result, State, TenantUsage, WorkerLease
+from shared.messages import AssignReply, Control, Footprint, Parallel, Result, State, TenantUsage, WorkerLease
 
 
 class Wish(Struct, frozen=True, kw_only=True, gc=False):
-    """The kind of worker that a job needs: a model and, where the job says so, a layout. Jobs of one wish share one
-    queue."""
+    """The kind of worker that a job needs: a model, where the job says so a layout, and, where the model's card says
+    what it takes of a device's memory, how large the job is (``shared.fit.part``). Jobs of one wish share one queue."""
 
     model: str
     parallel: Parallel = Parallel()
+    part: float = 1.0
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -33,7 +34,8 @@ class Summary(Struct, frozen=True, kw_only=True):
         since_s: seconds since this revision was written, as well as the observer can tell.
         started: it ran before, so its start deadline was met.
         attempts: executions that failed.
-        ran_s: how long the last attempt that has ended ran.
+        ran_s: how long the last attempt that has ended ran; ``load_s``: of that, until its model was loaded.
+        volume, steps: what it asks for: pixels times frames, and denoising steps over all outputs.
     """
 
     id: str
@@ -53,6 +55,9 @@ class Summary(Struct, frozen=True, kw_only=True):
     incarnation: str | None = None
     attempts: int = 0
     ran_s: float | None = None
+    load_s: float = 0.0
+    volume: int = 0
+    steps: int = 1
 
 
 class Stream(StrEnum):
@@ -63,6 +68,7 @@ class Stream(StrEnum):
     RESULTS = "results"
     CONTROL = "control"
     USAGE = "usage"
+    MODELS = "models"
 
 
 class NoListener(Struct, frozen=True, kw_only=True):
@@ -142,6 +148,14 @@ class UsageSeen(_Event, frozen=True, kw_only=True):
     since_s: float
 
 
+class ModelSeen(_Event, frozen=True, kw_only=True):
+    """What a model's card says of the memory that it takes. ``largest``: the volume of its largest job."""
+
+    model: str
+    footprints: tuple[Footprint, ...]
+    largest: int
+
+
 class AssignAnswered(_Event, frozen=True, kw_only=True):
     """What came of a ``SendAssign``."""
 
@@ -186,6 +200,7 @@ Event = (
     | ResultSeen
     | ControlSeen
     | UsageSeen
+    | ModelSeen
     | AssignAnswered
     | WriteWon
     | WriteLost

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from scheduler.entities import Lane
 from scheduler.lanes import live
-from scheduler.match import choose
-from scheduler.policy import Why, fit
+from scheduler.match import settle_on
+from scheduler.policy import Why
 from scheduler.state import CoreState
 from shared.messages import TERMINAL, State
 
@@ -57,6 +57,11 @@ def _check_queues(state: CoreState) -> None:
     for wish, queue in state.queues.items():
         assert queue.live == sum(lane.live for lane in queue.lanes.values()), f"{wish} counts {queue.live}"
         assert set(queue.free) <= queue.fitting, f"{wish} offers a worker that does not fit"
+        by_kind = [(name, kind) for kind, (names, _) in queue.kinds.items() for name in names]
+        assert sorted(by_kind) == sorted((name, state.workers[name].kind) for name in queue.fitting), (
+            f"{wish}: {by_kind}"
+        )
+        assert sorted(name for _, free in queue.kinds.values() for name in free) == sorted(queue.free), f"{wish}: free"
         for tenant, lane in queue.lanes.items():
             _check_lane(state, tenant, lane)
         for name, worker in state.workers.items():
@@ -64,7 +69,7 @@ def _check_queues(state: CoreState) -> None:
                 worker.incarnation is not None
                 and not worker.gone
                 and not worker.drained
-                and fit(wish, worker.state, worker.models, worker.layouts) is Why.FITS
+                and state.why_not(worker, wish) is Why.FITS
             )
             assert (name in queue.fitting) == serves, f"{name} serves {wish}: {serves}"
             assert (queue in worker.queues) == serves
@@ -126,9 +131,9 @@ def _check_no_idle_worker_beside_a_waiting_job(state: CoreState) -> None:
         for name in queue.free:
             worker = state.workers[name]
             if not state.held and state.available(worker):
-                choice = choose(state, worker)
-                due = choice is not None and (_due(state, choice.job.wake) or _due(state, worker.wake))
-                assert choice is None or due, f"{name} idles beside {choice}"
+                given = settle_on(state, worker)
+                due = given is not None and (_due(state, given.choice.job.wake) or _due(state, worker.wake))
+                assert given is None or due, f"{name} idles beside {given}"
 
 
 def _due(state: CoreState, wake: float | None) -> bool:

@@ -20,6 +20,8 @@ def learn_job(state: CoreState, seen: Summary, commands: list[Command]) -> None:
     if known is None and seen.revision <= state.ended.get(seen.id, -1):
         return
     if seen.state in TERMINAL:
+        if known is not None and known.kind is not None and seen.state is State.SUCCEEDED and seen.ran_s is not None:
+            state.paces.learn(seen.wish.model, seen.volume, seen.steps, known.kind, seen.ran_s - seen.load_s)
         learn_end(state, seen.id, seen.revision, commands, seen.ran_s)
         return
     job = known or Job(seen)
@@ -151,6 +153,9 @@ def forget_all(state: CoreState, stream: Stream) -> None:
                 tenant.weight, tenant.max_running = 1.0, None
                 state.turn(tenant)
             state.rematch.update(dict.fromkeys(state.workers))
+        case Stream.MODELS:
+            for model in list(state.memory):
+                state.learn_memory(model, None)
         case Stream.USAGE:
             # What was counted here still holds, and is written again.
             pass

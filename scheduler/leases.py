@@ -12,6 +12,7 @@ from scheduler.commands import Command, SendCancel
 from scheduler.entities import Worker
 from scheduler.state import CoreState
 from shared.messages import State, WorkerLease
+from shared.pace import kind_of
 
 
 def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -> None:
@@ -34,14 +35,17 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
         came = worker.gone
     worker.gone = worker.silent = False
     worker.beat, worker.seen, worker.lease_s = lease.beat, state.now, lease.lease_s
-    worker.capacity, worker.width = lease.capacity, lease.width
+    worker.capacity = lease.capacity
     worker.loaded, worker.load_s = frozenset(lease.loaded_models), lease.load_s
     worker.held = frozenset((held.job, held.epoch) for held in lease.held)
     worker.finished &= worker.held
-    offer = (lease.state, lease.models, lease.layouts)
-    if came or offer != (worker.state, worker.models, worker.layouts):
-        worker.state, worker.models, worker.layouts = offer
-        state.refit(worker)
+    kind = kind_of(lease)
+    offer = (lease.state, lease.models, lease.layouts, lease.device_memory)
+    if came or kind != worker.kind or offer != (worker.state, worker.models, worker.layouts, worker.memory):
+        worker.state, worker.models, worker.layouts, worker.memory = offer
+        state.refit(worker, kind)
+    for model, step_s in lease.step_s.items():
+        state.paces.told(model, kind, step_s)
     state.wake_worker(worker, state.now + lease.lease_s)
     if state.now < worker.barred_until:
         state.wake_worker(worker, worker.barred_until)

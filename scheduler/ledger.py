@@ -1,5 +1,5 @@
-"""What the shell reads and writes beside jobs: the bucket ``control`` (what operators want, quarantines) and the bucket
-``usage`` (device-seconds by tenant, written every few seconds by the leader, read at the start)."""
+"""What the shell reads and writes beside jobs: the bucket ``control`` (what operators want, quarantines), the bucket
+``usage`` (device-seconds by tenant, written every few seconds by the leader, read at the start), and models' cards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import msgspec
 from msgspec.structs import replace
 
 from scheduler.commands import WriteQuarantine
-from scheduler.events import ControlSeen, Event, UsageSeen
+from scheduler.events import ControlSeen, Event, ModelSeen, UsageSeen
 from scheduler.shares import Shares
 from shared.bus import Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey
-from shared.messages import Control, TenantUsage, decode, encode
+from shared.fit import largest_volume
+from shared.messages import Control, ModelCard, TenantUsage, decode, encode
 from shared.telemetry import log
-from shared.topology import CONTROL, USAGE, quarantine_control
+from shared.topology import CONTROL, USAGE, model_of, quarantine_control
 
 #: How much of the tenants' use may be forgotten when the leader is killed.
 SAVE_EVERY_S = 5.0
@@ -26,7 +27,7 @@ _controls: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
 
 
 class Ledger:
-    """Tells the core of ``control`` and ``usage``, and writes to them for it.
+    """Tells the core of ``control``, ``usage`` and ``models``, and writes to the first two for it.
 
     Args:
         shares: the core's, to be written down.
@@ -62,6 +63,25 @@ class Ledger:
             _LOG.error("not_a_control", key=entry.key, error=str(error))
             return
         self._feed(ControlSeen(now=self._clock.monotonic(), control=control))
+
+    def see_model(self, entry: Entry, live: bool) -> None:
+        """A model's card, or that it is withdrawn."""
+        if entry.value is None:
+            self._feed(ModelSeen(now=self._clock.monotonic(), model=model_of(entry.key), footprints=(), largest=0))
+            return
+        try:
+            card = decode(entry.value, ModelCard)
+        except msgspec.MsgspecError as error:
+            _LOG.error("not_a_card", key=entry.key, error=str(error))
+            return
+        self._feed(
+            ModelSeen(
+                now=self._clock.monotonic(),
+                model=card.name,
+                footprints=card.footprints,
+                largest=largest_volume(card),
+            )
+        )
 
     def see_usage(self, entry: Entry, live: bool) -> None:
         """What a tenant had used, as an earlier leader wrote it."""

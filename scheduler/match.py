@@ -1,4 +1,6 @@
-"""Who takes what: free workers and waiting jobs are brought together, in the order that ``policy`` describes."""
+"""Who takes what: free workers and waiting jobs are brought together, in the order that ``policy`` describes. Whose
+turn it is at a free worker is found first (``choose``), then which worker that job goes to (``place``).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,26 @@ from scheduler import lanes
 from scheduler.commands import Command, ToAssigned
 from scheduler.consider import write
 from scheduler.entities import Job, Queue, Worker
-from scheduler.policy import Turn, avoids, swaps
+from scheduler.place import place, swaps_now
+from scheduler.policy import Turn, Where, avoids, swaps
 from scheduler.state import CoreState
+from shared.pace import Kind
 
 
 class Choice(NamedTuple):
-    """The job that a worker should take, and why this one. ``key``: its tenant's standing."""
+    """The job whose turn it is at a worker, and why this one. ``key``: its tenant's standing."""
 
     key: float
     job: Job
     turn: Turn
+
+
+class Decision(NamedTuple):
+    """A choice, and the worker that takes it."""
+
+    choice: Choice
+    worker: Worker
+    where: Where
 
 
 def match_workers(state: CoreState, commands: list[Command]) -> None:
@@ -38,37 +50,66 @@ def match_workers(state: CoreState, commands: list[Command]) -> None:
         queue = state.queues[job.wish]
         if queue.lanes[job.tenant].fair is None:
             continue
-        for free in list(queue.free):
-            _feed(state, state.workers[free], commands)
-            if state.jobs[name].place is None:
-                break
+        for kind in list(queue.kinds):
+            if not _taken(job):
+                _offer(state, queue, kind, job, commands)
+
+
+def _taken(job: Job) -> bool:
+    return job.place is None
+
+
+def _offer(state: CoreState, queue: Queue, kind: Kind, job: Job, commands: list[Command]) -> None:
+    """Feed the free workers of that kind, until one of them has taken the job or it waits for a busy one."""
+    known = queue.kinds.get(kind)
+    for name in list(known[1]) if known is not None else ():
+        _feed(state, state.workers[name], commands)
+        if _taken(job) or (queue.wish, kind) in state.waiting_for:
+            break
 
 
 def _feed(state: CoreState, worker: Worker, commands: list[Command]) -> None:
     """Give the worker the jobs that are next for it, while it has slots."""
     while state.available(worker):
-        choice = choose(state, worker)
-        if choice is None or worker.incarnation is None:
+        decision = settle_on(state, worker)
+        if decision is None:
             break
-        _, job, turn = choice
+        (key, job, turn), taker, where = decision
+        assert taker.incarnation is not None, "an available worker has been heard of"
         if turn is Turn.AGE:
             for queue in worker.queues:
                 queue.passed = 0
         else:
             for queue in worker.queues:
                 queue.passed += 1
-            state.shares.served(job.wish.model, choice.key)
-        state.reserve(job, worker)
-        move = ToAssigned(worker=worker.name, incarnation=worker.incarnation, turn=turn)
+            state.shares.served(job.wish.model, key)
+        state.reserve(job, taker)
+        move = ToAssigned(worker=taker.name, incarnation=taker.incarnation, turn=turn, where=where)
         write(state, job, move, commands)
     state.rematch.pop(worker.name, None)
 
 
+def settle_on(state: CoreState, worker: Worker) -> Decision | None:
+    """What should be given out because that worker is free, and to whom: it may be another. None if nothing should."""
+    choice = choose(state, worker)
+    if choice is None:
+        return None
+    placed = place(state, worker, choice.job, choice.turn)
+    if placed.worker is None:
+        state.waiting_for[choice.job.wish, worker.kind] = worker.name
+        state.wake_worker(worker, placed.until)
+        return None
+    return Decision(choice, placed.worker, placed.where)
+
+
 def choose(state: CoreState, worker: Worker) -> Choice | None:
     """What the worker should take now; None if nothing that waits should go there now."""
+    if worker.loaded and any(state.jobs[name].wish.model not in worker.loaded for name in worker.jobs):
+        return None  # it is loading another model
     oldest = _overdue(state, worker)
     if oldest is not None:
-        return Choice(0.0, oldest, Turn.AGE)
+        # A worker that must load another model for it first ends what it has.
+        return Choice(0.0, oldest, Turn.AGE) if swaps_now(worker, oldest.wish.model) else None
     best = _fairest(state, worker, worker.queues)
     if best is None or not worker.loaded or best.job.wish.model in worker.loaded:
         return best
@@ -85,7 +126,7 @@ def choose(state: CoreState, worker: Worker) -> Choice | None:
         loaded_free=any(state.available(other) for other in loaded),
         behind_loaded_s=_backlog_s(state, state.queues[best.job.wish], loaded),
     ):
-        return best
+        return best if swaps_now(worker, model) else None
     if swap_at > state.now:
         state.wake_worker(worker, swap_at)
     return None if here is None else Choice(here.key, here.job, Turn.LOADED)

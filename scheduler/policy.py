@@ -14,7 +14,15 @@ Which job goes next to a worker, in this order:
    ``overdue_s``. So no job starves, whatever the weights are: the jobs of smaller rank are a finite set that no later
    submit can join after ``9 * ageing_s``, and each ``aged_turn`` assignments take one of them away.
 5. A worker that would have to load another model for it takes a job of a loaded model instead, until the job has waited
-   for as long as the load takes (``swaps``).
+   for as long as the load takes (``swaps``), and only while it has no other job.
+
+Where that job goes, if workers of several kinds (device, width) serve it:
+
+6. Of the free workers to the one where it ends soonest, by measured times and loading (``sooner``).
+7. But a worker is left alone for a job that only it could take now, if another free one serves this job well enough: it
+   ends there no later than if it had waited for that other job (``spares``).
+8. A free worker leaves a job to busy ones of a faster kind, if as many of those as jobs wait will be free so soon that
+   it ends earlier there (``waits_for``); when they are not free by then, it is taken. An overdue job waits for nobody.
 """
 
 from __future__ import annotations
@@ -24,7 +32,18 @@ from enum import StrEnum
 from msgspec import Struct
 
 from scheduler.events import Answer, NoAnswer, NoListener, Wish
-from shared.messages import Accepted, Busy, CannotServe, Draining, Layout, Reason, WorkerState, WrongIncarnation
+from shared.fit import fits
+from shared.messages import (
+    Accepted,
+    Busy,
+    CannotServe,
+    Draining,
+    Footprint,
+    Layout,
+    Reason,
+    WorkerState,
+    WrongIncarnation,
+)
 
 
 class Times(Struct, frozen=True, kw_only=True):
@@ -41,6 +60,7 @@ class Times(Struct, frozen=True, kw_only=True):
         avoid_s: how long a job that failed at a worker prefers others.
         refused_s: how long a job stays away from a worker that said it cannot serve it.
         run_grace_s: beyond the run timeout, which the agent enforces, before the record is ended from here.
+        load_grace_s: the same, further, at a worker that may have had to load the job's model first.
         pause_s, pause_max_s: first and longest rest of a worker that refused or did not answer.
         gap_s: between two events, beyond which this process itself was away and must look anew before it judges.
         write_retry_s: until a write that the bucket would not take is tried again.
@@ -65,6 +85,7 @@ class Times(Struct, frozen=True, kw_only=True):
     avoid_s: float = 30.0
     refused_s: float = 30.0
     run_grace_s: float = 300.0
+    load_grace_s: float = 1800.0
     pause_s: float = 0.1
     pause_max_s: float = 5.0
     gap_s: float = 2.0
@@ -92,6 +113,7 @@ class Why(StrEnum):
     WORKER_BROKEN = "worker_broken"
     OTHER_MODEL = "other_model"
     LAYOUT_UNAVAILABLE = "layout_unavailable"
+    MEMORY = "memory"
 
 
 _NOT_SERVING = {
@@ -122,12 +144,50 @@ def offers(wish: Wish, layouts: tuple[Layout, ...]) -> bool:
     )
 
 
+class Memory(Struct, frozen=True, kw_only=True, gc=False):
+    """What a model's card says that it takes (see ``shared.fit``). ``largest``: the volume of its largest job."""
+
+    footprints: tuple[Footprint, ...]
+    largest: int
+
+
 class Turn(StrEnum):
     """Why a job was chosen: its tenant's share, its age, or because its model is loaded there."""
 
     SHARE = "share"
     AGE = "age"
     LOADED = "loaded"
+
+
+class Where(StrEnum):
+    """Why a job goes to that worker: it was free; it ends soonest there, of several kinds that are free; or a job that
+    only the better one could take is waiting for that."""
+
+    FREE = "free"
+    SOONEST = "soonest"
+    SPARES = "spares"
+
+
+#: Estimates that differ by less are alike.
+_MARGIN = 0.9
+
+
+def sooner(there_s: float | None, here_s: float | None) -> bool:
+    """Whether a job that takes so long there, loading included, ends earlier there than here. Unknown: no."""
+    return there_s is not None and here_s is not None and there_s < _MARGIN * here_s
+
+
+def spares(there_s: float | None, here_s: float | None, other_s: float | None) -> bool:
+    """Whether a worker is left alone for another job that only it can take, which takes ``other_s``, because this job
+    ends elsewhere no later than if it went here after that one. Unknown: yes."""
+    if there_s is None or here_s is None or other_s is None:
+        return True
+    return there_s <= here_s + other_s
+
+
+def waits_for(here_s: float, free_in_s: float, there_s: float) -> bool:
+    """Whether a job ends earlier at a worker that is free only later."""
+    return sooner(free_in_s + there_s, here_s)
 
 
 def swaps(
@@ -149,12 +209,30 @@ def swaps(
     return not other_waits and (behind_loaded_s is None or behind_loaded_s > load_s)
 
 
-def fit(wish: Wish, state: WorkerState, models: tuple[str, ...], layouts: tuple[Layout, ...]) -> Why:
-    """Whether a worker in that state serves that wish, and if not, why."""
+def fit(
+    wish: Wish,
+    state: WorkerState,
+    models: tuple[str, ...],
+    layouts: tuple[Layout, ...],
+    *,
+    width: int = 1,
+    device_memory: int = 0,
+    takes: Memory | None = None,
+) -> Why:
+    """Whether a worker in that state serves that wish, and if not, why.
+
+    Args:
+        device_memory: bytes of its smallest device; 0: not known.
+        takes: what the model takes, if its card says.
+    """
     if wish.model not in models:
         return Why.OTHER_MODEL
     if not offers(wish, layouts):
         return Why.LAYOUT_UNAVAILABLE
+    if takes is not None:
+        suited = [layout for layout in layouts if offers(wish, (layout,))]
+        if not fits(takes.footprints, wish.part, width, suited, device_memory):
+            return Why.MEMORY
     return _NOT_SERVING.get(state, Why.FITS)
 
 

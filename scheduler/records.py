@@ -16,18 +16,27 @@ from msgspec import Struct
 
 from scheduler.events import Summary, Wish
 from shared.bus import Entry
-from shared.messages import DEFAULT_TENANT, JobRecord, Parallel, State, decode
+from shared.messages import DEFAULT_TENANT, JobRecord, JobRequest, Parallel, State, decode
 
 
 class _RequestHead(Struct):
     model: str
     parallel: Parallel = Parallel()
+    width: int = 0
+    height: int = 0
+    num_frames: int = 0
+    steps: int = 1
+    n: int = 1
+
+
+class _Used(Struct, frozen=True):
+    load_s: float = 0.0
 
 
 class _Head(Struct, kw_only=True):
     id: str
     request: _RequestHead
-    state: State
+    state: State = State.QUEUED
     epoch: int = 0
     tenant: str = DEFAULT_TENANT
     priority: int = 5
@@ -39,6 +48,7 @@ class _Head(Struct, kw_only=True):
     attempts: int = 0
     worker: str | None = None
     incarnation: str | None = None
+    used: _Used = _Used()
 
 
 T = TypeVar("T")
@@ -59,16 +69,24 @@ class Summaries:
             msgspec.ValidationError, msgspec.DecodeError: it is not a job record.
         """
         head = _heads.decode(entry.value or b"")
-        return self._make(head, head.request.model, head.request.parallel, entry.revision, entry.timestamp, since_s)
+        return self._make(head, head.request, head.used.load_s, entry.revision, entry.timestamp, since_s)
 
     def of_record(self, record: JobRecord, revision: int, timestamp: float) -> Summary:
         """The summary of a record that was just written, at about that time by the broker's clock."""
-        return self._make(record, record.request.model, record.request.parallel, revision, timestamp, 0.0)
+        load_s = record.used.get("load_s", 0.0)
+        load_s = load_s if isinstance(load_s, (int, float)) else 0.0
+        return self._make(record, record.request, load_s, revision, timestamp, 0.0)
 
     def _make(
-        self, head: _Head | JobRecord, model: str, parallel: Parallel, revision: int, timestamp: float, since_s: float
+        self,
+        head: _Head | JobRecord,
+        request: _RequestHead | JobRequest,
+        load_s: float,
+        revision: int,
+        timestamp: float,
+        since_s: float,
     ) -> Summary:
-        wish = Wish(model=model, parallel=parallel)
+        wish = Wish(model=request.model, parallel=request.parallel)
         return Summary(
             id=head.id,
             revision=revision,
@@ -87,6 +105,9 @@ class Summaries:
             incarnation=None if head.incarnation is None else self._once(self._words, head.incarnation),
             attempts=head.attempts,
             ran_s=head.ran_s,
+            load_s=load_s,
+            volume=request.width * request.height * request.num_frames,
+            steps=request.steps * request.n,
         )
 
     @staticmethod

@@ -47,7 +47,7 @@ from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.settings import Settings
 from shared.telemetry import log
-from shared.topology import CONTROL, JOBS, RESULTS, USAGE, WORKERS
+from shared.topology import CONTROL, JOBS, MODELS, RESULTS, USAGE, WORKERS
 
 TICK_S = 0.1
 WRITES_AT_ONCE = 64
@@ -153,6 +153,8 @@ class Scheduler:
                 control, usage = self._bus.bucket(CONTROL.name), self._bus.bucket(USAGE.name)
                 group.create_task(self._follow(control.follow(), Stream.CONTROL, self._ledger.see_control))
                 group.create_task(self._follow(usage.follow(), Stream.USAGE, self._ledger.see_usage))
+                models = self._bus.bucket(MODELS.name)
+                group.create_task(self._follow(models.follow(), Stream.MODELS, self._ledger.see_model))
                 group.create_task(self._tick())
                 group.create_task(self._ledger.run())
                 group.create_task(self.election.run())

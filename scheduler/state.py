@@ -16,13 +16,19 @@ Longer than one page, because these indexes are true only together.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
 from scheduler import lanes
 from scheduler.entities import Job, Lane, Queue, Tenant, Worker
 from scheduler.events import Stream, Summary, Wish
-from scheduler.policy import Bar, Times, Why, fit, rank
+from scheduler.policy import Bar, Memory, Times, Why, fit, rank
 from scheduler.shares import Shares
 from scheduler.timers import Timers
+from shared.fit import part
 from shared.messages import State
+from shared.pace import Kind, Paces
 
 _ENDED_KEPT = 10_000
 _QUEUES_KEPT = 1_024
@@ -44,6 +50,10 @@ class CoreState(Timers):
         self.by_model: dict[str, list[Queue]] = {}
         self.ended: dict[str, int] = {}
         self.shares = Shares(self.times)
+        #: How long jobs take where, and what models take of a device's memory.
+        self.paces = Paces()
+        self.memory: dict[str, Memory] = {}
+        self._wishes: dict[Wish, Wish] = {}
         #: An operator holds the queue: nothing is given out.
         self.held = False
         #: Workers by name that an operator has drained, and those in quarantine, whether they are there or not.
@@ -54,6 +64,8 @@ class CoreState(Timers):
         self.touched: dict[str, None] = {}
         self.fresh: list[str] = []
         self.rematch: dict[str, None] = {}
+        #: Free workers that left a job to busy ones of a faster kind, one by wish and own kind.
+        self.waiting_for: dict[tuple[Wish, Kind], str] = {}
 
     # --- what is known -----------------------------------------------------------------------------------------
 
@@ -92,7 +104,7 @@ class CoreState(Timers):
         if job.id in self.jobs:
             self._detach(job)
         ran_s = self._ran_s(job, seen.ran_s)
-        job.take(seen, self.now, self.times)
+        job.take(seen, self.wish(seen.wish, seen.volume), self.now, self.times)
         self.jobs[job.id] = job
         self.counts[job.state] += 1
         if job.active and job.worker is not None:
@@ -153,7 +165,7 @@ class CoreState(Timers):
         tenant = self.shares.tenant(job.tenant)
         if job.charge is None:
             tenant.running += 1
-            job.width = max(1, worker.width)
+            job.width, job.kind = worker.width, worker.kind if worker.incarnation is not None else None
             self.shares.charge(job, self.shares.expected(job.wish.model, job.width), self.now)
             if tenant.full:
                 self.turn(tenant)
@@ -212,10 +224,44 @@ class CoreState(Timers):
         for worker in self.workers.values():
             if not worker.gone and self._fits(worker, made):
                 worker.queues.append(made)
-                made.fitting.add(worker.name)
+                made.serve(worker)
                 if self.available(worker):
-                    made.free[worker.name] = None
+                    made.offer(worker)
         return made
+
+    def wish(self, wish: Wish, volume: int) -> Wish:
+        """The wish of a job of that volume, as queues tell wishes apart."""
+        takes = self.memory.get(wish.model)
+        if takes is None:
+            return wish
+        sized = replace(wish, part=part(volume, takes.largest))
+        if len(self._wishes) > 10_000:
+            self._wishes.clear()
+        return self._wishes.setdefault(sized, sized)
+
+    def learn_memory(self, model: str, takes: Memory | None) -> None:
+        """What the model takes of a device's memory; None: nobody knows."""
+        if takes == self.memory.get(model):
+            return
+        if takes is None:
+            del self.memory[model]
+        else:
+            self.memory[model] = takes
+        if self.ready:
+            self.regroup({model})
+
+    def regroup(self, models: Collection[str]) -> None:
+        """Queue the jobs of these models as they are told apart now. Linear, and due once for a card that changes."""
+        for job in self.jobs.values():
+            if job.wish.model in models:
+                waits = job.place is not None
+                self.dequeue(job)
+                job.wish = self.wish(replace(job.wish, part=1.0), job.volume)
+                if waits:
+                    self.enqueue(job)
+        for worker in self.workers.values():
+            if not worker.gone and any(model in models for model in worker.models):
+                self.refit(worker)
 
     def _prune(self) -> None:
         empty = {wish for wish, queue in self.queues.items() if not queue.live}
@@ -284,23 +330,35 @@ class CoreState(Timers):
             self.refit(worker)
 
     def _fits(self, worker: Worker, queue: Queue) -> bool:
-        return not worker.drained and fit(queue.wish, worker.state, worker.models, worker.layouts) is Why.FITS
+        return not worker.drained and self.why_not(worker, queue.wish) is Why.FITS
 
-    def refit(self, worker: Worker) -> None:
-        """Its state, models or layouts have changed: find the queues it serves."""
+    def why_not(self, worker: Worker, wish: Wish) -> Why:
+        """Whether the worker serves the wish, operators left aside."""
+        return fit(
+            wish,
+            worker.state,
+            worker.models,
+            worker.layouts,
+            width=worker.width,
+            device_memory=worker.memory,
+            takes=self.memory.get(wish.model),
+        )
+
+    def refit(self, worker: Worker, kind: Kind | None = None) -> None:
+        """Its state, models, layouts or kind have changed: find the queues it serves."""
         for queue in worker.queues:
-            queue.fitting.discard(worker.name)
-            queue.free.pop(worker.name, None)
+            queue.leave(worker)
             if len(queue.fitting) == 1 and any(lane.wary for lane in queue.lanes.values()):
                 # A job may have preferred this worker to the one that is left.
                 self.rematch.update(queue.free)
         worker.queues = []
+        worker.kind = kind or worker.kind
         if not worker.gone and not worker.drained and worker.incarnation is not None:
             for model in worker.models:
                 for queue in self.by_model.get(model, ()):
                     if self._fits(worker, queue):
                         worker.queues.append(queue)
-                        queue.fitting.add(worker.name)
+                        queue.serve(worker)
         self.refresh(worker)
 
     def refresh(self, worker: Worker) -> None:
@@ -308,10 +366,10 @@ class CoreState(Timers):
         if self.available(worker):
             self.rematch[worker.name] = None
             for queue in worker.queues:
-                queue.free.setdefault(worker.name)
+                queue.offer(worker)
         else:
             for queue in worker.queues:
-                queue.free.pop(worker.name, None)
+                queue.withdraw(worker)
 
     def remove_worker(self, worker: Worker) -> None:
         """It is gone and nothing is left of it."""

@@ -120,7 +120,8 @@ class Writes:
         """``now``: the record in that entry, which may have gone on since the write."""
         self._metrics.moves.labels(type(command.move).__name__).inc()
         last = wanted.transitions[-1]
-        _LOG.info("moved", to=wanted.state, epoch=wanted.epoch, worker=wanted.worker, reason=last.reason)
+        age_s = round(wanted.age_s, 3)
+        _LOG.info("moved", to=wanted.state, epoch=wanted.epoch, worker=wanted.worker, reason=last.reason, age_s=age_s)
         self._feed(WriteWon(now=self._now(), job=self._watch.wrote(entry, now)))
 
     def _lose(self, command: WriteRecord, found: Entry | None) -> None:
@@ -163,8 +164,8 @@ def _after(wanted: JobRecord, found: Entry) -> JobRecord | None:
 
 def _moved(record: JobRecord, command: WriteRecord, stamp: Stamp) -> JobRecord:
     match command.move:
-        case ToAssigned(worker=worker, incarnation=incarnation):
-            return assign(record, worker, incarnation, stamp)
+        case ToAssigned(worker=worker, incarnation=incarnation, reason=reason):
+            return assign(record, worker, incarnation, stamp, reason)
         case ToRunning():
             return run(record, stamp)
         case ToQueued(reason=reason, message=message):

@@ -114,9 +114,9 @@ def _move(record: JobRecord, to: State, stamp: Stamp, reason: str | None, epoch:
     return replace(record, state=to, epoch=entry.epoch, age_s=age, transitions=log)
 
 
-def assign(record: JobRecord, worker: str, incarnation: str, stamp: Stamp) -> JobRecord:
-    """queued → assigned to that start of that worker, at the next epoch."""
-    moved = _move(record, State.ASSIGNED, stamp, None, epoch=record.epoch + 1)
+def assign(record: JobRecord, worker: str, incarnation: str, stamp: Stamp, why: str | None = None) -> JobRecord:
+    """queued → assigned to that start of that worker, at the next epoch. ``why``: this job, and to this worker."""
+    moved = _move(record, State.ASSIGNED, stamp, why, epoch=record.epoch + 1)
     return replace(moved, worker=worker, incarnation=incarnation)
 
 

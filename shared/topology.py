@@ -126,6 +126,11 @@ def model_key(name: str) -> str:
     return name.replace(".", "=")
 
 
+def model_of(key: str) -> str:
+    """The name of the model under that key in ``models``."""
+    return key.replace("=", ".")
+
+
 def assign_subject(worker: str, incarnation: str) -> str:
     """Where that start of that worker takes assignments."""
     return f"worker.{worker}.{incarnation}.assign"

@@ -61,7 +61,7 @@ def test_nothing_is_given_out_before_control_is_known() -> None:
     core = Core(ready=False)
     core.lease()
     core.seen(job())
-    for stream in (Stream.JOBS, Stream.WORKERS, Stream.RESULTS, Stream.USAGE):
+    for stream in (Stream.JOBS, Stream.WORKERS, Stream.RESULTS, Stream.USAGE, Stream.MODELS):
         assert core.tell(CaughtUp(now=core.now, stream=stream)) == []
     assert want(core, QueueControl(held=True)) == []
     assert core.tell(CaughtUp(now=core.now, stream=Stream.CONTROL)) == []

@@ -281,7 +281,11 @@ def test_a_loaded_model_is_kept_until_the_wait_is_as_long_as_the_load() -> None:
     first = write("m1", to("w1"), revision=2)
     assert core.lease(capacity=1, **both) == [replace(first, move=replace(first.move, turn=Turn.LOADED))]
     assert core.after(31.0) == []
-    assert core.lease(capacity=2, **both) == [write("n1", to("w1"), revision=1, since_s=31.0)]
+    # Another would be loaded in place of the one that m1 runs on: the worker ends m1 first, and takes no further m.
+    assert core.lease(capacity=2, **both) == []
+    core.won(job("m1", revision=4, state=State.RUNNING))
+    ended = core.won(job("m1", revision=5, state=State.SUCCEEDED, ran_s=31.0))
+    assert ended == [write("n1", to("w1"), revision=1, since_s=31.0)]
 
 
 def test_a_worker_waits_for_nothing_longer_than_a_load_takes() -> None:

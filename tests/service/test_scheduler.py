@@ -154,7 +154,7 @@ async def test_a_refused_job_goes_elsewhere(room: Room, reply: AssignReply, reas
     second = await room.worker(name="w2", run_s=1.0)
     record = await room.until(job, SUCCEEDED)
     assert (record.epoch, record.setbacks, record.attempts, record.worker) == (2, 1, 0, "w2")
-    assert [entry.reason for entry in record.transitions] == [None, None, reason, None, None, None]
+    assert [entry.reason for entry in record.transitions] == [None, "share", reason, "share", None, None]
     assert (len(first.assigned), len(second.assigned)) == (1, 1)
 
 
