@@ -15,6 +15,7 @@ from litestar import Litestar
 
 from gateway.app import create_app
 from gateway.parts import Gateway
+from shared import garbage
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
@@ -56,6 +57,7 @@ class _Server(uvicorn.Server):
             with suppress(TimeoutError):  # a bus that went away meanwhile: listening is of use all the same
                 async with asyncio.timeout(_CATCH_UP_S):
                     await self._gateway.live.wait_caught_up()
+            garbage.rarely()
             log(__name__).info("ready", url=self._url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

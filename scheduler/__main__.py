@@ -10,6 +10,7 @@ import sys
 import uvloop
 
 from scheduler.shell import Scheduler
+from shared import garbage
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
@@ -41,6 +42,7 @@ async def serve(settings: Settings) -> None:
     ready = asyncio.ensure_future(scheduler.ready.wait())
     await asyncio.wait((ready, running, ending), return_when=asyncio.FIRST_COMPLETED)
     if ready.done():
+        garbage.rarely()
         logger.info("ready", scheduler=scheduler.name, metrics_port=settings.scheduler_metrics_port)
     await asyncio.wait((running, ending), return_when=asyncio.FIRST_COMPLETED)
     ready.cancel()

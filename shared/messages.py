@@ -5,6 +5,9 @@ has a default, so that two versions understand each other during a rolling deplo
 grow (tasks, stages, failure reasons, solvers) are plain strings on the wire, with today's vocabulary named below.
 Each message has a golden JSON under ``tests/golden/``.
 
+No message can hold itself, so the collector of cycles need not look at any (``gc=False``): a gateway that holds a
+hundred thousand records would otherwise stand still for it now and then.
+
 Times: ``*_s`` are durations in seconds. ``at`` and ``created_at`` are the writer's wall clock in seconds since 1970,
 for people to read only: nothing is ever decided by them. What is decided by time uses ``age_s`` (see ``lifecycle``).
 """
@@ -79,14 +82,14 @@ class Stage(StrEnum):
     UPLOADING = "uploading"
 
 
-class Message(Struct, frozen=True, kw_only=True, tag_field="kind"):
+class Message(Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
     """Base of all that has a ``kind``."""
 
 
 # --- what a model is asked to do -------------------------------------------------------------------------------
 
 
-class Input(Struct, frozen=True, kw_only=True):
+class Input(Struct, frozen=True, kw_only=True, gc=False):
     """A file that a job reads: where it lies in the artifact store, or the ``url`` from which its worker fetches it
     (then the rest is not known)."""
 
@@ -97,7 +100,7 @@ class Input(Struct, frozen=True, kw_only=True):
     url: str = ""
 
 
-class Parallel(Struct, frozen=True, kw_only=True):
+class Parallel(Struct, frozen=True, kw_only=True, gc=False):
     """The layout a job asks for; None leaves it to the pool. Degrees are in ranks."""
 
     cfg_size: int | None = None
@@ -108,7 +111,7 @@ class Parallel(Struct, frozen=True, kw_only=True):
     t5_fsdp: bool | None = None
 
 
-class AttentionCache(Struct, frozen=True, kw_only=True):
+class AttentionCache(Struct, frozen=True, kw_only=True, gc=False):
     """Reuse of self-attention outputs, by 0-based step: reused iff ``start < step <= end`` and
     ``(step - start) % interval != 0``; stored iff ``start <= step < end``."""
 
@@ -117,7 +120,7 @@ class AttentionCache(Struct, frozen=True, kw_only=True):
     end_step: int
 
 
-class StepCache(Struct, frozen=True, kw_only=True):
+class StepCache(Struct, frozen=True, kw_only=True, gc=False):
     """Reuse of what all blocks after the first add, while the first block's own residual changes by less than
     ``threshold`` (relative, L1) since the step that computed all; by 0-based step, only for ``start_step <= step <
     end_step`` (None: to the last)."""
@@ -127,14 +130,14 @@ class StepCache(Struct, frozen=True, kw_only=True):
     end_step: int | None = None
 
 
-class LoraUse(Struct, frozen=True, kw_only=True):
+class LoraUse(Struct, frozen=True, kw_only=True, gc=False):
     """A LoRA by its name in the pool, and the weight with which its delta is added."""
 
     name: str
     weight: float = 1.0
 
 
-class JobRequest(Struct, frozen=True, kw_only=True):
+class JobRequest(Struct, frozen=True, kw_only=True, gc=False):
     """What the engine is to do, complete: defaults filled in from the model card, the seed drawn."""
 
     model: str
@@ -179,7 +182,7 @@ class JobRequest(Struct, frozen=True, kw_only=True):
         return {name: given for name, given in named.items() if given is not None}
 
 
-class Output(Struct, frozen=True, kw_only=True):
+class Output(Struct, frozen=True, kw_only=True, gc=False):
     """One file that a job made. ``key`` lies under ``<job>/<epoch>/`` in the artifact store; ``seconds`` of media."""
 
     key: str
@@ -192,14 +195,14 @@ class Output(Struct, frozen=True, kw_only=True):
     fps: int = 0
 
 
-class Failure(Struct, frozen=True, kw_only=True):
+class Failure(Struct, frozen=True, kw_only=True, gc=False):
     """Why a job failed: a word of ``Reason`` and a sentence for people."""
 
     reason: str
     message: str
 
 
-class Transition(Struct, frozen=True, kw_only=True):
+class Transition(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of a job's own log. ``index`` counts from 0 over the job's whole life and is the SSE event id."""
 
     index: int
@@ -255,7 +258,7 @@ class JobRecord(Message, frozen=True, kw_only=True, tag="job"):
 # --- models and workers ----------------------------------------------------------------------------------------
 
 
-class IntRange(Struct, frozen=True, kw_only=True):
+class IntRange(Struct, frozen=True, kw_only=True, gc=False):
     """Allowed integers: ``min <= x <= max`` and ``(x - offset) % multiple_of == 0``."""
 
     min: int
@@ -265,7 +268,7 @@ class IntRange(Struct, frozen=True, kw_only=True):
     offset: int = 0
 
 
-class FloatRange(Struct, frozen=True, kw_only=True):
+class FloatRange(Struct, frozen=True, kw_only=True, gc=False):
     """Allowed numbers: ``min <= x <= max``."""
 
     min: float
@@ -273,7 +276,7 @@ class FloatRange(Struct, frozen=True, kw_only=True):
     default: float
 
 
-class Layout(Struct, frozen=True, kw_only=True):
+class Layout(Struct, frozen=True, kw_only=True, gc=False):
     """How a group's ranks share one job: ``cfg * ulysses * ring`` ranks (1 means off); FSDP and VAE split span the
     group."""
 
@@ -285,7 +288,7 @@ class Layout(Struct, frozen=True, kw_only=True):
     vae_parallel: bool = False
 
 
-class Footprint(Struct, frozen=True, kw_only=True):
+class Footprint(Struct, frozen=True, kw_only=True, gc=False):
     """Device memory that a model takes per rank of a group of that width, in bytes: what stays (weights), and what a
     job of the card's largest size adds. Estimated from shapes, or measured where ``measured_on`` names a device."""
 
@@ -342,7 +345,7 @@ class WorkerState(StrEnum):
     BROKEN = "broken"
 
 
-class Held(Struct, frozen=True, kw_only=True):
+class Held(Struct, frozen=True, kw_only=True, gc=False):
     """A job that a worker holds, at the epoch at which it was assigned."""
 
     job: str

@@ -16,7 +16,7 @@ from pathlib import Path
 import prometheus_client
 import uvloop
 
-from shared import nats_bus, settings, telemetry
+from shared import garbage, nats_bus, settings, telemetry
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError, SettingsError
@@ -97,6 +97,7 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
             loop.add_signal_handler(number, agent.stop)
         if stopped.is_set():
             agent.stop()
+        garbage.rarely()
         await agent.run()
     finally:
         await bus.close()
