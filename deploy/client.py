@@ -7,7 +7,7 @@ import mimetypes
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -158,19 +158,19 @@ class Gateway:
     ) -> None:
         self._http.close()
 
-    def submit(self, fields: Mapping[str, str], files: Mapping[str, Path]) -> bytes:
-        """Submit a job, by multipart; its view as JSON. What may have happened is tried again under the same key, so
-        there is one job whatever the network does."""
+    def submit(self, fields: Mapping[str, str], files: Sequence[tuple[str, Path]]) -> bytes:
+        """Submit a job, by multipart, files by their fields; its view as JSON. What may have happened is tried again
+        under the same key, so there is one job whatever the network does."""
         key = uuid.uuid4().hex
         for attempt in range(_SUBMIT_TRIES):
             last = attempt == _SUBMIT_TRIES - 1
             with ExitStack() as opened:
-                parts: dict[str, tuple[str | None, object, str] | tuple[None, str]] = {
-                    name: (None, value) for name, value in fields.items()
-                }
-                for name, path in files.items():
+                parts: list[tuple[str, tuple[str | None, object, str] | tuple[None, str]]] = [
+                    (name, (None, value)) for name, value in fields.items()
+                ]
+                for name, path in files:
                     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-                    parts[name] = (path.name, opened.enter_context(path.open("rb")), kind)
+                    parts.append((name, (path.name, opened.enter_context(path.open("rb")), kind)))
                 try:
                     answer = self._http.post("/v1/jobs", files=parts, headers={"Idempotency-Key": key})  # type: ignore[arg-type]
                     return _checked(answer)

@@ -26,9 +26,13 @@ def submit(
     image: Annotated[Path | None, Parameter(help="The photo that the video starts with.")] = None,
     last_image: Annotated[Path | None, Parameter(help="The picture that it ends with.")] = None,
     video: Annotated[Path | None, Parameter(help="A clip to work on.")] = None,
+    mask: Annotated[Path | None, Parameter(help="A clip or picture: white is made anew, black is kept.")] = None,
+    reference: Annotated[
+        tuple[Path, ...], Parameter(help="A picture of what is to appear in it; may be repeated.")
+    ] = (),
     model: Annotated[str | None, Parameter(help="By default the gateway's.")] = None,
     task: Annotated[
-        str | None, Parameter(help="image-to-video, text-to-video or text-to-image; else inferred.")
+        str | None, Parameter(help="One of the model's tasks, such as image-to-video; else inferred.")
     ] = None,
     negative_prompt: Annotated[str | None, Parameter(help="What to avoid.")] = None,
     size: Annotated[str | None, Parameter(help="Width x height in pixels: 832x480.")] = None,
@@ -36,7 +40,10 @@ def submit(
     fps: Annotated[int | None, Parameter(help="Frames per second.")] = None,
     steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, Parameter(help="Weight of the prompt.")] = None,
+    guidance_scale_2: Annotated[float | None, Parameter(help="The same for a model's second expert.")] = None,
     shift: Annotated[float | None, Parameter(help="Shift of the noise schedule.")] = None,
+    strength: Annotated[float | None, Parameter(help="0 to 1: how much of the clip is made anew.")] = None,
+    control_scale: Annotated[float | None, Parameter(help="0 to 2: how strongly what is given acts.")] = None,
     solver: Annotated[str | None, Parameter(help="Name of the noise scheduler.")] = None,
     seed: Annotated[int | None, Parameter(help="By default drawn.")] = None,
     n: Annotated[int | None, Parameter(help="How many results.")] = None,
@@ -69,7 +76,10 @@ def submit(
         "fps": fps,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
         "shift": shift,
+        "strength": strength,
+        "control_scale": control_scale,
         "solver": solver,
         "seed": seed,
         "n": n,
@@ -86,11 +96,12 @@ def submit(
         "dummy": {name: _number(value) for name, value in _pairs("--dummy", dummy).items()},
     }
     values |= {name: msgspec.json.encode(value).decode() for name, value in objects.items() if value}
-    files = {"image": image, "last_image": last_image, "video": video}
-    given = {name: path for name, path in files.items() if path is not None}
-    for name, path in given.items():
+    files = {"image": image, "last_image": last_image, "video": video, "mask": mask}
+    given = [(name, path) for name, path in files.items() if path is not None]
+    given += [("references", path) for path in reference]
+    for name, path in given:
         if not path.is_file():
-            raise SettingsError(f"--{name.replace('_', '-')}: there is no file {path}")
+            raise SettingsError(f"--{name.replace('_', '-').removesuffix('s')}: there is no file {path}")
     with Gateway(settings_from(url=url).url) as there:
         answer = there.submit({name: str(value) for name, value in values.items() if value is not None}, given)
         job = msgspec.json.decode(answer, type=JobView)
