@@ -13,9 +13,11 @@ from litestar.datastructures import State
 from gateway import problems
 from gateway.admission import Admission
 from gateway.changes import Changes
+from gateway.dialects import registry
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.parts import Gateway
+from gateway.openapi import document
+from gateway.parts import VERSION, Gateway
 from gateway.routes import events, fleet, health, jobs, operators, outputs
 from gateway.submit import Submissions
 from shared.artifacts import Artifacts
@@ -29,6 +31,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
 
     ``app.state.gateway`` holds its parts.
     """
+    dialects = registry.enabled(settings.dialects)
     name = f"gateway-{secrets.token_hex(4)}"
     live = Live(bus, settings, clock)
     admission = Admission(bus, live, settings, clock)
@@ -42,6 +45,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),
         changes=Changes(bus, artifacts, live, clock, name),
         metrics=metrics,
+        openapi=document(VERSION, registry.operations(dialects)),
     )
 
     @asynccontextmanager
@@ -63,6 +67,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             *fleet.HANDLERS,
             *operators.HANDLERS,
             *health.HANDLERS,
+            *registry.handlers(dialects),
         ],
         lifespan=[lifespan],
         state=State({"gateway": gateway}),

@@ -34,6 +34,8 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     states: frozenset[str] = frozenset()
     model: str = ""
     task: str = ""
+    #: Oldest first, instead of newest first.
+    ascending: bool = False
 
 
 def cursor(place: Place) -> str:
@@ -88,9 +90,9 @@ class JobIndex:
             if not places:
                 del self._lists[key]
 
-    def newest(self, tenant: str, filters: Filters, before: Place | None) -> Iterator[Place]:
-        """Places newest first, older than ``before``: of the narrowest index that holds all wanted jobs, so the caller
-        still has to look at each."""
+    def following(self, tenant: str, filters: Filters, after: Place | None) -> Iterator[Place]:
+        """Places that follow ``after`` in the list's order: of the narrowest index that holds all wanted jobs, so the
+        caller still has to look at each."""
         names: list[list[tuple[str, str, str]]] = [[(tenant, "all", "")]]
         if filters.states:
             names.append([(tenant, "state", state) for state in filters.states])
@@ -100,8 +102,10 @@ class JobIndex:
             names.append([(tenant, "task", filters.task)])
         candidates = [[self._lists[key] for key in keys if key in self._lists] for keys in names]
         best = min(candidates, key=lambda lists: sum(len(places) for places in lists))
+        if filters.ascending:
+            return heapq.merge(*(places.irange(minimum=after, inclusive=(False, True)) for places in best))
         return heapq.merge(
-            *(places.irange(maximum=before, inclusive=(True, False), reverse=True) for places in best), reverse=True
+            *(places.irange(maximum=after, inclusive=(True, False), reverse=True) for places in best), reverse=True
         )
 
 

@@ -1,4 +1,4 @@
-"""A page of a tenant's jobs, newest first, over those in the view and those in the archive."""
+"""A page of a tenant's jobs, newest or oldest first, over those in the view and those in the archive."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ async def page(
     """
     here, seen_here = _here(live, tenant, filters, after, limit)
     records = {Place(record.created_at, record.id): record for record in here}
-    there, seen_there = live.retained.newest(tenant, filters, after, limit)
+    there, seen_there = live.retained.following(tenant, filters, after, limit)
     # Of both it is known what there is down to here, and of one of them no further.
-    horizon = max((place for place in (seen_here, seen_there) if place is not None), default=None)
-    places = sorted({*records, *there}, reverse=True)
+    ends = [place for place in (seen_here, seen_there) if place is not None]
+    ascending = filters.ascending
+    horizon = (min(ends) if ascending else max(ends)) if ends else None
+    places = sorted({*records, *there}, reverse=not ascending)
     if horizon is not None:
-        places = [place for place in places if place >= horizon]
+        places = [place for place in places if (place <= horizon if ascending else place >= horizon)]
     shown = places[:limit]
     archived = await live.retained.read(tenant, [place.id for place in shown if place not in records])
     found = [records.get(place) or archived.get(place.id) for place in shown]
@@ -37,7 +39,7 @@ def _here(
 ) -> tuple[list[JobRecord], Place | None]:
     found: list[JobRecord] = []
     last: Place | None = None
-    for place in islice(live.index.newest(tenant, filters, after), MAX_LOOKED_AT):
+    for place in islice(live.index.following(tenant, filters, after), MAX_LOOKED_AT):
         if len(found) == limit:
             return found, last
         last = place
@@ -50,5 +52,5 @@ def _here(
             and (not filters.task or record.request.task == filters.task)
         ):
             found.append(record)
-    more = last is not None and next(live.index.newest(tenant, filters, last), None) is not None
+    more = last is not None and next(live.index.following(tenant, filters, last), None) is not None
     return found, last if more else None

@@ -6,7 +6,6 @@ unknown fields, problem+json. A test holds this table against the application's 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -37,6 +36,7 @@ _STRUCTS = (
 _REF = "#/components/schemas/{name}"
 _SAYS = {
     400: "The request cannot be read.",
+    401: "Not without a key.",
     404: "There is no such thing.",
     405: "Not with this method.",
     409: "Not in this state.",
@@ -46,6 +46,8 @@ _SAYS = {
     416: "The range lies outside the file.",
     422: "A field has a value that cannot be served; `errors` names it.",
     429: "The queue is full, or the tenant has its limit (`errors` names it); come back after `Retry-After` seconds.",
+    500: "The job failed.",
+    504: "The job has not ended in time.",
     503: "The message bus does not answer: whether the request took effect is unknown. Try again after `Retry-After`.",
 }
 
@@ -54,7 +56,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     """One method of one path.
 
     Attributes:
-        answers: by status, the struct of the body, None for no body, or a media type for bytes.
+        answers: by status, the type of the body (several: one of them), None for no body, or a media type for bytes.
         problems: statuses that are answered with problem+json.
     """
 
@@ -63,10 +65,18 @@ class Operation(Struct, frozen=True, kw_only=True):
     name: str
     summary: str
     tag: str
-    answers: dict[int, type[Struct] | str | None]
+    answers: dict[int, Any]
     problems: tuple[int, ...] = ()
     parameters: tuple[Json, ...] = ()
     body: Json | None = None
+    #: The struct of a JSON body, where ``body`` need not say more.
+    takes: type[Struct] | None = None
+    #: Further structs that ``body`` refers to.
+    mentions: tuple[type[Struct], ...] = ()
+    #: The struct of errors, where it is not ours.
+    refuses: type[Struct] = ProblemDetails
+    #: The path's and the query's parameters that are plain text, by name and meaning.
+    words: tuple[tuple[str, str], ...] = ()
 
 
 def _ref(kind: type[Struct]) -> Json:
@@ -355,15 +365,24 @@ def _operators() -> tuple[Operation, ...]:
     )
 
 
-@lru_cache(maxsize=1)
-def document(version: str) -> bytes:
-    """The document as JSON."""
-    _, components = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+def document(version: str, more: tuple[Operation, ...] = ()) -> bytes:
+    """The document as JSON.
+
+    Args:
+        more: operations of other dialects than the native one.
+    """
+    structs = dict.fromkeys(_STRUCTS)
+    for operation in more:
+        structs |= dict.fromkeys((operation.refuses, *operation.mentions))
+        for kinds in (operation.takes, *operation.answers.values()):
+            several = kinds if isinstance(kinds, tuple) else (kinds,)
+            structs |= dict.fromkeys(kind for kind in several if kind is not None and not isinstance(kind, str))
+    _, components = msgspec.json.schema_components(tuple(structs), ref_template=_REF)
     for component in components.values():
         if "description" in component:
             component["description"] = " ".join(component["description"].replace("``", "`").split())
     paths: Json = {}
-    for operation in operations(components):
+    for operation in (*operations(components), *more):
         paths.setdefault(operation.path, {})[operation.method] = _described(operation)
     return msgspec.json.encode(
         {
@@ -387,11 +406,19 @@ def _described(operation: Operation) -> Json:
         if isinstance(answer, str):
             responses[str(status)]["content"] = {answer: {"schema": _TEXT}}
         elif answer is not None:
-            responses[str(status)]["content"] = {"application/json": {"schema": _ref(answer)}}
+            shown, _ = msgspec.json.schema_components(
+                answer if isinstance(answer, tuple) else (answer,), ref_template=_REF
+            )
+            body = shown[0] if len(shown) == 1 else {"anyOf": list(shown)}
+            responses[str(status)]["content"] = {"application/json": {"schema": body}}
     for status in operation.problems:
         responses[str(status)] = {
             "description": _SAYS[status],
-            "content": {MEDIA_TYPE: {"schema": _ref(ProblemDetails)}},
+            "content": {
+                MEDIA_TYPE if operation.refuses is ProblemDetails else "application/json": {
+                    "schema": _ref(operation.refuses)
+                }
+            },
         }
     described: Json = {
         "operationId": operation.name,
@@ -399,8 +426,18 @@ def _described(operation: Operation) -> Json:
         "tags": [operation.tag],
         "responses": responses,
     }
-    if operation.parameters:
-        described["parameters"] = list(operation.parameters)
+    parameters = [*operation.parameters, *(_word(operation.path, *word) for word in operation.words)]
+    if parameters:
+        described["parameters"] = parameters
     if operation.body is not None:
         described["requestBody"] = operation.body
+    elif operation.takes is not None:
+        content = {"application/json": {"schema": _ref(operation.takes)}}
+        described["requestBody"] = {"required": True, "content": content}
     return described
+
+
+def _word(path: str, name: str, description: str) -> Json:
+    inside = "{" + name + "}" in path
+    place = "path" if inside else "query"
+    return {"name": name, "in": place, "required": inside, "schema": _TEXT, "description": description}

@@ -41,12 +41,19 @@ class Gateway:
     submissions: Submissions
     changes: Changes
     metrics: Metrics
+    #: This API as an OpenAPI document.
+    openapi: bytes
 
 
 def gateway_of(request: AnyRequest) -> Gateway:
     """The gateway that serves this request."""
     gateway: Gateway = request.app.state.gateway
     return gateway
+
+
+def answer_many(bodies: list[Any], status: int = 200) -> Response[bytes]:
+    """A list of structs as JSON."""
+    return Response(_encoder.encode(bodies), status_code=status, media_type="application/json")
 
 
 def answer(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:

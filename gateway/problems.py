@@ -123,41 +123,33 @@ def _title(status: int) -> str:
         return "Error"
 
 
-def _from_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
-    return response(problem)
+def problem_of(request: Request[Any, Any, Any], error: Exception) -> Problem:
+    """What to answer to an exception; logs what a client cannot be at fault for."""
+    match error:
+        case Problem():
+            return error
+        case HTTPException():
+            detail = error.detail if error.status_code < 500 else "internal error"
+            headers = {str(key): str(value) for key, value in (error.headers or {}).items()}
+            return Problem(error.status_code, detail, headers=headers)
+        case InvalidRequest():
+            return invalid(error.field, str(error))
+        case BusError():
+            _LOG.warning("the bus failed", path=request.scope["path"], error=type(error).__name__)
+            return bus_down()
+        case ArtifactError():
+            _LOG.error("the artifact store failed", path=request.scope["path"], error=str(error))
+            return Problem(503, "the artifact store failed; try again", retry_after_s=RETRY_AFTER_S)
+        case _:
+            _LOG.error("a request failed unexpectedly", path=request.scope["path"], exc_info=error)
+            return Problem(500, "internal error")
 
 
-def _from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    detail = error.detail if error.status_code < 500 else "internal error"
-    headers = {str(key): str(value) for key, value in (error.headers or {}).items()}
-    return response(Problem(error.status_code, detail, headers=headers))
+def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    return response(problem_of(request, error))
 
 
-def _from_invalid(_: Request[Any, Any, Any], error: InvalidRequest) -> Response[bytes]:
-    return response(invalid(error.field, str(error)))
-
-
-def _from_bus(request: Request[Any, Any, Any], error: BusError) -> Response[bytes]:
-    _LOG.warning("the bus failed", path=request.scope["path"], error=type(error).__name__)
-    return response(bus_down())
-
-
-def _from_artifacts(request: Request[Any, Any, Any], error: ArtifactError) -> Response[bytes]:
-    _LOG.error("the artifact store failed", path=request.scope["path"], error=str(error))
-    return response(Problem(503, "the artifact store failed; try again", retry_after_s=RETRY_AFTER_S))
-
-
-def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    _LOG.error("a request failed unexpectedly", path=request.scope["path"], exc_info=error)
-    return response(Problem(500, "internal error"))
-
-
+#: What ``problem_of`` tells apart.
+EXPECTED: tuple[type[Exception], ...] = (Problem, HTTPException, InvalidRequest, BusError, ArtifactError, Exception)
 #: For Litestar: from the exception's class to its answer.
-HANDLERS: dict[int | type[Exception], Any] = {
-    Problem: _from_problem,
-    HTTPException: _from_http,
-    InvalidRequest: _from_invalid,
-    BusError: _from_bus,
-    ArtifactError: _from_artifacts,
-    Exception: _unexpected,
-}
+HANDLERS: dict[int | type[Exception], Any] = dict.fromkeys(EXPECTED, _handle)

@@ -124,11 +124,11 @@ class RetainedJobs:
 
     # --- lists -------------------------------------------------------------------------------------------------------
 
-    def newest(
-        self, tenant: str, filters: Filters, before: Place | None, count: int
+    def following(
+        self, tenant: str, filters: Filters, after: Place | None, count: int
     ) -> tuple[list[Place], Place | None]:
-        """As ``RetainedIndex.newest``."""
-        return self.index.newest(tenant, filters, before, count)
+        """As ``RetainedIndex.following``."""
+        return self.index.following(tenant, filters, after, count)
 
     async def read(self, tenant: str, jobs: list[str]) -> dict[str, JobRecord]:
         """The records of those jobs, but of those that are gone meanwhile. Raises BusUnavailable."""

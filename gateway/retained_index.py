@@ -104,19 +104,20 @@ class RetainedIndex:
         self._counts.clear()
         self._size = 0
 
-    def newest(
-        self, tenant: str, filters: Filters, before: Place | None, count: int
+    def following(
+        self, tenant: str, filters: Filters, after: Place | None, count: int
     ) -> tuple[list[Place], Place | None]:
-        """At most so many places, newest first, older than ``before``; and the last place that was looked at, None if
-        there are no others."""
+        """At most so many places that follow ``after`` in the list's order; and the last place that was looked at, None
+        if there are no others."""
         wanted = {"state": list(filters.states)} if filters.states else {}
         wanted |= {"model": [filters.model]} if filters.model else {}
         wanted |= {"task": [filters.task]} if filters.task else {}
         column = min(wanted, key=lambda name: self._count(name, tenant, wanted[name]), default="")
         others = [name for name in wanted if name != column]
         looked_at = count + 1 if not others else MAX_LOOKED_AT
-        streams = [self._rows(tenant, column, word, before, looked_at) for word in wanted.get(column, [""])]
-        merged = heapq.merge(*streams, key=lambda row: row[:2], reverse=True)
+        ascending = filters.ascending
+        streams = [self._rows(tenant, column, word, after, looked_at, ascending) for word in wanted.get(column, [""])]
+        merged = heapq.merge(*streams, key=lambda row: row[:2], reverse=not ascending)
         allowed = [(2 + _COLUMNS.index(name), {self._words.get(word) for word in wanted[name]}) for name in others]
         found: list[Place] = []
         last: Place | None = None
@@ -126,28 +127,26 @@ class RetainedIndex:
             last = Place(row[0], row[1])
             if all(row[index] in words for index, words in allowed):
                 found.append(last)
-        more = last is not None and self._any_older(tenant, last)
+        more = last is not None and next(self._rows(tenant, "", "", last, 1, ascending), None) is not None
         return found, last if more else None
 
     def _rows(
-        self, tenant: str, column: str, word: str, before: Place | None, count: int
+        self, tenant: str, column: str, word: str, after: Place | None, count: int, ascending: bool
     ) -> Iterator[tuple[float, str, int, int, int]]:
         where, values = ["tenant = ?"], [self._words.get(tenant, -1)]
         if column:
             where.append(f"{column} = ?")
             values.append(self._words.get(word, -1))
         bound: list[float | str] = []
-        if before is not None:
-            where.append("(created_at, id) < (?, ?)")
-            bound = [before.created_at, before.id]
+        if after is not None:
+            where.append(f"(created_at, id) {'>' if ascending else '<'} (?, ?)")
+            bound = [after.created_at, after.id]
+        order = "ASC" if ascending else "DESC"
         return self._db.execute(
             f"SELECT created_at, id, state, model, task FROM jobs INDEXED BY by_{column or 'tenant'} "
-            f"WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT {count}",
+            f"WHERE {' AND '.join(where)} ORDER BY created_at {order}, id {order} LIMIT {count}",
             [*values, *bound],
         )
-
-    def _any_older(self, tenant: str, place: Place) -> bool:
-        return next(self._rows(tenant, "", "", place, 1), None) is not None
 
     def _count(self, column: str, tenant: str, words: list[str]) -> int:
         number = self._words.get(tenant, -1)

@@ -314,9 +314,13 @@ class FloatRangeView(Struct, frozen=True, kw_only=True):
 
 
 class ModelView(Struct, frozen=True, kw_only=True):
-    """A model that some pool has announced; `workers` serve it now, with these `layouts`."""
+    """A model that some pool has announced; `workers` serve it now, with these `layouts`. `object`, `created` and
+    `owned_by` are there for clients of OpenAI's API."""
 
     id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "genfleet"
     title: str
     description: str
     licence: str
@@ -348,6 +352,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
 class ModelList(Struct, frozen=True, kw_only=True):
     """All models."""
 
+    object: str = "list"
     data: tuple[ModelView, ...]
 
 

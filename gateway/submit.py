@@ -12,12 +12,14 @@ import hashlib
 import re
 import secrets
 from contextlib import ExitStack
+from itertools import islice
 
 import msgspec
 from msgspec.structs import asdict, replace
 
 from gateway import ids
 from gateway.admission import Admission
+from gateway.index import Filters
 from gateway.live import Live
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
@@ -28,7 +30,7 @@ from shared import guarded_http
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists
+from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists, SettingsError
 from shared.lifecycle import Stamp, born, is_own_write
 from shared.media import IMAGES, VIDEOS, inspect
 from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
@@ -46,6 +48,9 @@ SEVERAL = {"references": MAX_REFERENCES}
 MAX_RECORD = JOBS.max_value - 24 * 1024
 #: How long an unanswered create is looked for before the client is told that nobody knows.
 _REREAD_S = 2.0
+#: A repeated submit without a key is looked for among so many jobs of so many seconds.
+_TWIN_S = 600.0
+_TWINS_LOOKED_AT = 500
 _FILE = re.compile(r"file:([0-9a-f]{64})")
 _OUTPUT = re.compile(r"job:([0-9a-f-]{32,36})/outputs/([0-9]{1,3})")
 
@@ -70,6 +75,7 @@ class Submissions:
         self._settings = settings
         self._clock = clock
         self._name = name
+        self._aliases = aliases(settings.model_aliases)
 
     async def submit(
         self,
@@ -80,11 +86,13 @@ class Submissions:
         stack: ExitStack,
         *,
         wishes: bool = False,
+        again: bool = False,
     ) -> JobRecord:
         """The job that this submit made, or made before under the same key.
 
         Args:
             uploads: files by field; they replace the body's references of the same names.
+            again: the client says that it sends this once more, and has no key: the job that it made lately is the one.
             wishes: what the model cannot do is moved to the nearest that it can, see ``gateway.nearest``.
             stack: ends with the request; holds temporary files.
 
@@ -95,6 +103,9 @@ class Submissions:
         job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
         inputs = await self._inputs(tenant, body, uploads, stack)
         digest = _payload_hash(body, inputs)
+        twin = self._twin(tenant, digest) if again else None
+        if twin is not None:
+            return twin
         if key is not None and (self._live.known(job) is not None or self._live.retained.may_hold(job)):
             # An archived job leaves no trace in the bucket that the create would meet.
             try:
@@ -187,6 +198,17 @@ class Submissions:
             return found
         raise _other_payload()
 
+    def _twin(self, tenant: str, digest: str) -> JobRecord | None:
+        """The tenant's newest job with that payload, if it is of the last minutes."""
+        since = self._clock.wall() - _TWIN_S
+        for place in islice(self._live.index.following(tenant, Filters(), None), _TWINS_LOOKED_AT):
+            known = self._live.known(place.id)
+            if place.created_at < since or known is None:
+                break
+            if known.record.payload_hash == digest:
+                return known.record
+        return None
+
     async def _earlier(self, job: str, tenant: str, digest: str) -> JobRecord:
         """The job that this key made before."""
         try:
@@ -234,12 +256,17 @@ class Submissions:
             raise Problem(422, f"the request is too long: prompts and metadata must fit into {MAX_RECORD} bytes")
         return record
 
+    def card(self, model: str | None) -> ModelCard:
+        """The card of the model that a request means. Raises as ``submit``."""
+        return self._card("", model)[1]
+
     def _card(self, job: str, model: str | None) -> tuple[str, ModelCard]:
         """The name and card of the model that is meant."""
         cards = self._live.fleet.models
         if not self._live.caught_up:
             raise bus_down(job)
         name = model or self._settings.default_model
+        name = name if name in cards else self._aliases.get(name, name)
         if not name:
             if not cards:
                 raise Problem(503, "no model is served yet: no pool has announced one", job=job, retry_after_s=5)
@@ -314,6 +341,21 @@ class Submissions:
         except ArtifactNotFound:
             raise invalid(field, "that output is no longer there") from None
         return Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
+
+
+def aliases(text: str) -> dict[str, str]:
+    """Names of models from the setting ``model_aliases``: ``sora-2=wan-demo, gpt-image-2=wan-demo``.
+
+    Raises:
+        SettingsError: an entry has no ``=``.
+    """
+    found = {}
+    for word in (word.strip() for word in text.split(",") if word.strip()):
+        alias, sign, name = word.partition("=")
+        if not (alias.strip() and sign and name.strip()):
+            raise SettingsError(f"GENFLEET_MODEL_ALIASES: {word!r} is not of the form alias=model")
+        found[alias.strip()] = name.strip()
+    return found
 
 
 def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, str | None]]:

@@ -103,11 +103,20 @@ async def read_json(request: AnyRequest, decoder: msgspec.json.Decoder[T], limit
     Raises:
         Problem: 413, 415 (another content type), 400 (not JSON) or 422 (not of that type; names the field).
     """
+    return decode_json(await read_body(request, limit), decoder)
+
+
+async def read_body(request: AnyRequest, limit: int) -> bytes:
+    """The body of a request that says it is JSON.
+
+    Raises:
+        Problem: 413 or 415.
+    """
     kind, _ = content_type(request)
     body = await read(request, limit)
     if kind != "application/json":
         raise Problem(415, "the body must be application/json", headers={"Accept": "application/json"})
-    return decode_json(body, decoder)
+    return body
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -66,6 +66,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     default_max_attempts: Count = 3
     max_queued: Count = 100_000
 
+    #: Where clients reach the gateway, for the URLs that it gives out; empty: ``url``.
+    public_url: str = ""
+    #: The APIs of other services that are answered beside the native one.
+    dialects: str = "multigpu,wan-api,hidream,openai"
+    #: The models of jobs that come by them and name none; empty: as ``default_model``.
+    multigpu_model: str = ""
+    wan_api_model: str = ""
+    hidream_model: str = ""
+    openai_video_model: str = ""
+    openai_image_model: str = ""
+    #: Other names of models: ``sora-2=wan-demo, gpt-image-2=wan-demo``.
+    model_aliases: str = ""
+    #: Folders beneath which clients may name input files by their path: ``/srv/in, acme=/srv/acme``.
+    input_folders: str = ""
+
     # scheduler
     assign_timeout_s: Seconds = 2.0
     #: Seconds of waiting that outweigh one step of priority.
@@ -105,6 +120,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     devices: str = ""
     model: str = "wan-demo"
     nats_port: Port = 0
+
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the gateway, without a slash at its end."""
+        return (self.public_url or self.url).rstrip("/")
 
 
 def load(environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None) -> Settings:

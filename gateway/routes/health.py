@@ -9,7 +9,6 @@ from litestar import MediaType, get
 from litestar.params import FromPath
 from litestar.response import Response
 
-from gateway.openapi import document
 from gateway.parts import VERSION, AnyRequest, answer, gateway_of
 from gateway.problems import Problem, not_found
 from gateway.schema import HealthView, ServiceView, VersionView
@@ -91,9 +90,9 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
 
 
 @get("/openapi.json")
-async def openapi() -> Response[bytes]:
+async def openapi(request: AnyRequest) -> Response[bytes]:
     """This API as an OpenAPI 3.1 document."""
-    return Response(document(VERSION), media_type="application/json")
+    return Response(gateway_of(request).openapi, media_type="application/json")
 
 
 @get("/docs", media_type=MediaType.HTML)

@@ -18,7 +18,7 @@ from gateway.schema import FileView
 from gateway.uploads import Upload, chunks, content_type, finish, read_form, temporary
 from shared.artifacts import Artifacts
 from shared.errors import ArtifactNotFound
-from shared.messages import Output
+from shared.messages import JobRecord, Output
 
 _SUFFIXES = {"video/mp4": "mp4", "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
@@ -26,16 +26,26 @@ _SUFFIXES = {"video/mp4": "mp4", "image/png": "png", "image/jpeg": "jpg", "image
 @route("/v1/jobs/{job_id:str}/outputs/{number:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
 async def output(request: AnyRequest, job_id: FromPath[str], number: FromPath[str]) -> Response[bytes] | Stream:
     """One file that the job made."""
+    record = (await gateway_of(request).live.find(ids.parse(job_id), tenant_of(request))).record
+    valid = number.isascii() and number.isdigit() and len(number) <= 4
+    return await served(request, record, int(number) if valid else len(record.outputs))
+
+
+async def served(request: AnyRequest, record: JobRecord, index: int) -> Response[bytes] | Stream:
+    """One file of a job that the caller may see, whole or the range that was asked for.
+
+    Raises:
+        Problem: 404 or 416.
+    """
     gateway = gateway_of(request)
-    record = (await gateway.live.find(ids.parse(job_id), tenant_of(request))).record
-    if not (number.isascii() and number.isdigit() and len(number) <= 4) or int(number) >= len(record.outputs):
+    if index >= len(record.outputs):
         raise not_found(f"no such output; the job is {record.state} and has {len(record.outputs)}")
-    made = record.outputs[int(number)]
+    made = record.outputs[index]
     try:
         size = (await gateway.artifacts.stat(made.key)).size
     except ArtifactNotFound:
         raise not_found("that output is no longer there") from None
-    name = f"{record.id}-{int(number)}.{_SUFFIXES.get(made.media_type, 'bin')}"
+    name = f"{record.id}-{index}.{_SUFFIXES.get(made.media_type, 'bin')}"
     return await _file(request, gateway.artifacts, made, size, name)
 
 

@@ -83,11 +83,15 @@ def test_an_index_is_what_a_scan_would_find(before: list[JobRecord], states: lis
                 and (not filters.states or record.state in filters.states)
                 and filters.model in ("", record.request.model)
             ]
-            found = list(index.newest(tenant, filters, None))
+            found = list(index.following(tenant, filters, None))
             assert found == sorted(found, reverse=True)
             assert set(wanted) <= set(found)
             if len(found) > 1:
-                assert list(index.newest(tenant, filters, found[0])) == found[1:]
+                assert list(index.following(tenant, filters, found[0])) == found[1:]
+            oldest = replace(filters, ascending=True)
+            assert list(index.following(tenant, oldest, None)) == found[::-1]
+            if len(found) > 1:
+                assert list(index.following(tenant, oldest, found[1])) == found[:1]
     assert +index.states == {state: n for state in State if (n := sum(r.state is state for r in kept))}
 
     queued = [record for record in kept if record.state is State.QUEUED]

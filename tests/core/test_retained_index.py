@@ -28,6 +28,7 @@ filters = st.builds(
     states=st.frozensets(st.sampled_from((*STATES, "queued"))),
     model=st.sampled_from(("", *MODELS, "other")),
     task=st.sampled_from(("", *TASKS)),
+    ascending=st.booleans(),
 )
 
 
@@ -43,7 +44,7 @@ def pages(index: RetainedIndex, tenant: str, wanted: Filters, count: int) -> lis
     found: list[Place] = []
     after: Place | None = None
     while True:
-        page, after = index.newest(tenant, wanted, after, count)
+        page, after = index.following(tenant, wanted, after, count)
         assert len(page) <= count
         found += page
         if after is None:
@@ -84,7 +85,7 @@ def test_pages_are_what_a_scan_gives(
             kept.pop(name, None)
         assert len(index) == len(kept)
         places = [Place(job.created_at, job.id) for job in kept.values() if fits(job, tenant, wanted)]
-        assert pages(index, tenant, wanted, count) == sorted(places, reverse=True)
+        assert pages(index, tenant, wanted, count) == sorted(places, reverse=not wanted.ascending)
     index.close()
 
 

@@ -1,0 +1,56 @@
+"""Errors in OpenAI's shape: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar.connection import Request
+from litestar.response import Response
+from msgspec import Struct
+
+from gateway.problems import EXPECTED, Problem, problem_of
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+
+
+class OpenAIError(Struct, kw_only=True):
+    """What is wrong; ``param`` names the field, ``code`` says it to programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(Struct, kw_only=True):
+    """The whole answer."""
+
+    error: OpenAIError
+
+
+def shaped(problem: Problem) -> Response[bytes]:
+    """A problem as OpenAI would have said it."""
+    status = 400 if problem.status == 422 else problem.status
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param = problem.errors[0].field if problem.errors else None
+    error = OpenAIError(message=problem.detail, type=kind, param=param, code="invalid_value" if param else None)
+    body = msgspec.json.encode(OpenAIErrorBody(error=error))
+    headers = dict(problem.headers)
+    if "Retry-After" in headers:
+        headers["retry-after-ms"] = str(int(headers["Retry-After"]) * 1000)
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    return shaped(problem_of(request, error))
+
+
+#: For Litestar, on the handlers of this dialect.
+HANDLERS: dict[int | type[Exception], Any] = dict.fromkeys(EXPECTED, _handle)

@@ -1,0 +1,191 @@
+"""``/v1/images/generations``: pictures, waited for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import post
+from litestar.response import Response, Stream
+from msgspec import Meta, Struct
+
+from gateway import ids
+from gateway.auth import tenant_of
+from gateway.dialects.openai.errors import HANDLERS as ERRORS
+from gateway.dialects.openai.errors import OpenAIErrorBody
+from gateway.dialects.words import ended_at
+from gateway.ends import ended_or_left
+from gateway.openapi import Operation
+from gateway.parts import AnyRequest, Gateway, answer, gateway_of
+from gateway.problems import Problem
+from gateway.schema import SubmitBody
+from gateway.uploads import read_json
+from shared.messages import TERMINAL, JobRecord, State, Task
+
+#: A picture that takes longer is answered 504; its job goes on.
+_WAIT_S = 600.0
+
+
+class ImagesGenerate(Struct, kw_only=True):
+    """``POST /v1/images/generations``. Fields of OpenAI's that mean nothing here (quality, style, …) are ignored; of
+    ours there are the numbers."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=4000)]
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=10)] | None = 1
+    size: Annotated[str, Meta(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png"] | None = None
+    stream: bool | None = False
+    partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
+    negative_prompt: Annotated[str, Meta(max_length=4000)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=9)] | None = None
+
+
+class ImageMade(Struct, kw_only=True, omit_defaults=True):
+    """A picture: itself in base64, or where it is."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class ImagesMade(Struct, kw_only=True):
+    """The pictures; ``created`` in whole seconds since 1970."""
+
+    created: int
+    data: tuple[ImageMade, ...]
+    size: str
+    output_format: str = "png"
+
+
+class TokenDetails(Struct, frozen=True, kw_only=True):
+    """Part of ``ImageUsage``."""
+
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+class ImageUsage(Struct, frozen=True, kw_only=True):
+    """No tokens are counted here; clients expect the numbers."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+
+
+class ImageCompleted(Struct, kw_only=True):
+    """The event that ends a stream."""
+
+    type: str = "image_generation.completed"
+    b64_json: str
+    created_at: int
+    size: str
+    output_format: str = "png"
+    background: str = "opaque"
+    quality: str = "auto"
+    usage: ImageUsage = ImageUsage()
+
+
+_generate = msgspec.json.Decoder(ImagesGenerate)
+
+
+def to_body(asked: ImagesGenerate, default_model: str | None) -> SubmitBody:
+    """Their request as ours."""
+    return SubmitBody(
+        model=asked.model or default_model,
+        task=str(Task.TEXT_TO_IMAGE),
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        size=None if asked.size == "auto" else asked.size,
+        n=asked.n or 1,
+        seed=asked.seed,
+        steps=asked.steps,
+        guidance_scale=asked.guidance_scale,
+        priority=asked.priority,
+    )
+
+
+@post("/v1/images/generations", status_code=200, exception_handlers=ERRORS)
+async def generate(request: AnyRequest) -> Response[bytes] | Stream:
+    """Make pictures and wait for them; a client that goes away takes the job along."""
+    gateway = gateway_of(request)
+    key = ids.idempotency_key(request.headers.get("idempotency-key"))
+    asked = await read_json(request, _generate, gateway.settings.max_json_bytes)
+    again = request.headers.get("x-stainless-retry-count", "0") != "0"
+    with ExitStack() as stack:
+        body = to_body(asked, gateway.settings.openai_image_model or None)
+        record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, again=again)
+    found = await ended_or_left(gateway, record, request, _WAIT_S)
+    if found is None:
+        return Response(b"", status_code=499)
+    made = _succeeded(found)
+    if asked.stream:
+        return Stream(_events(gateway, made), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    by_url = asked.response_format == "url"
+    return answer(
+        ImagesMade(
+            created=int(made.created_at),
+            data=tuple([await _image(gateway, made, index, by_url) for index in range(len(made.outputs))]),
+            size=f"{made.request.width}x{made.request.height}",
+        )
+    )
+
+
+def _succeeded(record: JobRecord) -> JobRecord:
+    """The job, if it made what it should.
+
+    Raises:
+        Problem: it failed, was cancelled, or has not ended yet.
+    """
+    if record.state is State.SUCCEEDED:
+        return record
+    if record.state not in TERMINAL:
+        raise Problem(504, f"the pictures are not there after {_WAIT_S:g} s; their job goes on", job=record.id)
+    if record.failure is not None:
+        raise Problem(500, f"{record.failure.reason}: {record.failure.message}", job=record.id)
+    raise Problem(409, "the job was cancelled", job=record.id)
+
+
+async def _image(gateway: Gateway, record: JobRecord, index: int, by_url: bool) -> ImageMade:
+    if by_url:
+        return ImageMade(url=f"{gateway.settings.base_url}/v1/jobs/{record.id}/outputs/{index}")
+    return ImageMade(b64_json=await _base64(gateway, record, index))
+
+
+async def _base64(gateway: Gateway, record: JobRecord, index: int) -> str:
+    data = b"".join([chunk async for chunk in gateway.artifacts.read(record.outputs[index].key)])
+    return base64.b64encode(data).decode()
+
+
+async def _events(gateway: Gateway, record: JobRecord) -> AsyncIterator[bytes]:
+    view = gateway.live.view(record)
+    for index in range(len(record.outputs)):
+        event = ImageCompleted(
+            b64_json=await _base64(gateway, record, index),
+            created_at=int(ended_at(view) or record.created_at),
+            size=view.request.size,
+        )
+        yield b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
+
+
+HANDLERS = [generate]
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/images/generations",
+        name="openai_generate_images",
+        tag="openai",
+        summary="Make pictures and wait for them.",
+        takes=ImagesGenerate,
+        refuses=OpenAIErrorBody,
+        answers={200: ImagesMade},
+        problems=(400, 409, 410, 413, 415, 429, 500, 503, 504),
+    ),
+)

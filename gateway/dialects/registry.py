@@ -1,0 +1,47 @@
+"""Which dialects there are, and which of them a gateway answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gateway.dialects import hidream, multigpu_i2v, submit_paths, wan_api
+from gateway.dialects.openai import images, videos
+from gateway.openapi import Operation
+from shared.errors import SettingsError
+
+#: By the names of the setting ``dialects``, the modules with their routes (``HANDLERS``) and what is said of them
+#: (``OPERATIONS``).
+_MODULES: dict[str, tuple[Any, ...]] = {
+    "multigpu": (multigpu_i2v,),
+    "wan-api": (wan_api, submit_paths),
+    "hidream": (hidream, submit_paths),
+    "openai": (videos, images),
+}
+
+
+def enabled(text: str) -> tuple[str, ...]:
+    """The names in the setting.
+
+    Raises:
+        SettingsError: one is none of ours.
+    """
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for name in names:
+        if name not in _MODULES:
+            raise SettingsError(f"GENFLEET_DIALECTS: {name!r} is none of {', '.join(_MODULES)}")
+    return names
+
+
+def handlers(names: Iterable[str]) -> list[Any]:
+    """The routes of those dialects."""
+    return [handler for module in _modules(names) for handler in module.HANDLERS]
+
+
+def operations(names: Iterable[str]) -> tuple[Operation, ...]:
+    """What the OpenAPI document says of them."""
+    return tuple(operation for module in _modules(names) for operation in module.OPERATIONS)
+
+
+def _modules(names: Iterable[str]) -> dict[Any, None]:
+    return dict.fromkeys(module for name in names for module in _MODULES[name])

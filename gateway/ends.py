@@ -1,0 +1,50 @@
+"""Waiting for a job's end inside a request."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from gateway.parts import AnyRequest, Gateway
+from shared.messages import TERMINAL, JobRecord
+
+#: Past every transition: none is owed, only the end is waited for.
+_NONE = 10**9
+
+
+async def ended(gateway: Gateway, record: JobRecord, timeout_s: float) -> JobRecord:
+    """The job once it has ended; as it is then, if it has not by the end of the time.
+
+    Raises:
+        Problem: it was deleted meanwhile.
+        BusUnavailable: its end cannot be read.
+    """
+    job, live = record.id, gateway.live
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while record.state not in TERMINAL:
+                async for _ in live.streams.events(job, lambda: live.now(job), _NONE):
+                    pass
+                record = (await live.find(job, record.tenant)).record
+    return record
+
+
+async def ended_or_left(gateway: Gateway, record: JobRecord, request: AnyRequest, timeout_s: float) -> JobRecord | None:
+    """As ``ended``; None, and the job cancelled, if the client goes away first. The request's body has been read."""
+    waiting = asyncio.ensure_future(ended(gateway, record, timeout_s))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return await waiting
+        await gateway.changes.cancel(record.id, record.tenant)
+        return None
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+async def _left(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
