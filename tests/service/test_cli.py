@@ -104,6 +104,29 @@ def test_submit_sends_a_multipart_form_and_prints_the_id(
     assert parts["image"].split(b"\r\n\r\n", 1)[1] == b"\xff\xd8 a photo\r\n"
 
 
+def test_submit_sends_every_kind_of_input(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.on("POST /v1/jobs", view(202, **QUEUED))
+    names = ("a.mp4", "m.mp4", "1.png", "2.png", "l.png")
+    clip, mask, one, two, last = (tmp_path / name for name in names)
+    for path in (clip, mask, one, two, last):
+        path.write_bytes(path.name.encode())
+    files = ["--video", clip, "--mask", mask, "--reference", one, "--reference", two, "--last-image", last]
+    settings = ["--strength", "0.5", "--control-scale", "0.8", "--guidance-scale-2", "3"]
+    assert cli.run(["submit", "--prompt", "x", *map(str, files), *settings]) == options.OK
+    (asked,) = gateway.of("POST /v1/jobs")
+    for field, path in (
+        ("video", clip),
+        ("mask", mask),
+        ("references", one),
+        ("references", two),
+        ("last_image", last),
+    ):
+        assert f'name="{field}"; filename="{path.name}"'.encode() in asked.body
+    for field, value in (("strength", "0.5"), ("control_scale", "0.8"), ("guidance_scale_2", "3.0")):
+        assert f'name="{field}"\r\n\r\n{value}\r\n'.encode() in asked.body
+    assert cli.run(["submit", "--prompt", "x", "--reference", str(tmp_path / "none.png")]) == options.USAGE
+
+
 def test_submit_and_wait_saves_the_result(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
