@@ -18,8 +18,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.messages import FloatRange, IntRange, ModelCard, Task
+from workers.engine import devices, footprints
 from workers.engine.checkpoint import Checkpoint, is_checkpoint
 from workers.engine.errors import CannotLoad
+from workers.engine.model_sizes import of_checkpoint
 from workers.engine.noise_schedulers import SOLVERS
 from workers.pool import Pool
 from workers.pool_lora import offered
@@ -34,6 +36,9 @@ WAN_NEGATIVE_PROMPT = (
     "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
     "legs, many people in the background, walking backwards"
 )
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +99,7 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
         CannotLoad: ``genfleet.json`` overrides a field with a value that it cannot have.
     """
     card = catalogued or derive(checkpoint)
-    return replace(
+    card = replace(
         card,
         name=pool.serve_as or card.name,
         heads=checkpoint.transformer.num_attention_heads,
@@ -102,6 +107,14 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
         step_cache=pool.step_cache or card.step_cache,
         loras=offered(pool.lora),
     )
+    if card.footprints:
+        return card
+    on_host = devices.detect(pool.device) == "cpu"
+    item = _BYTES.get(pool.dtype, _BYTES["float32" if on_host else "bfloat16"])
+    runtime = 0 if on_host else footprints.RUNTIME
+    sizes = of_checkpoint(checkpoint)
+    taken = footprints.of_card(sizes, card, item, runtime=runtime, offload=pool.offload, quant=pool.quant)
+    return replace(card, footprints=taken)
 
 
 def derive(checkpoint: Checkpoint) -> ModelCard:
