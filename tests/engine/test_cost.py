@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.messages import AttentionCache
+from shared.messages import AttentionCache, StepCache
 from tests.engine import cases
 from workers.engine.acceleration import cost
 from workers.engine.acceleration.attention_cache import Cache, reused_steps
@@ -100,6 +100,24 @@ def test_a_job_with_the_attention_cache(checkpoints: Folders) -> None:
     whole = 2 * (steps - reusing) * cost.forward(dit, WORK)
     assert made == whole + 2 * reusing * cost.forward_reusing_attention(dit, WORK)
     cache.clear()
+    family.prepare(family.layouts[0], Cache(None, 0))
+
+
+@pytest.mark.usefixtures("formula_attention")
+def test_a_job_with_the_step_cache(checkpoints: Folders) -> None:
+    family = cases.family(checkpoints("wan21-t2v"), 1)
+    dit = sizes(family._transformers[0])
+    skipper = family._sequences[0].skipper
+    family.prepare(family.layouts[0], Cache(None, 0))
+    skipper.begin(StepCache(threshold=0.5, start_step=2, end_step=5), 6, sharded=False)
+
+    def job() -> None:
+        for skipper.step in range(6):
+            forward(family)
+
+    made = counted(job)
+    assert skipper.skipped == {0: 3}  # 2, 3, 4: the input is always the same
+    assert made == 3 * cost.forward(dit, WORK) + 3 * cost.forward_skipped(dit, WORK)
     family.prepare(family.layouts[0], Cache(None, 0))
 
 
