@@ -1,7 +1,8 @@
 """The VAE split by width over all ranks, exactly: each rank keeps its columns, takes one column of each neighbour
 before every convolution that looks sideways, and sees the whole width in the one attention layer.
 
-Unlike tiling this changes nothing in the result. Encode and decode; the width in latents must divide by the degree.
+Unlike tiling this changes nothing in the result. Encode and decode, any width of at least one latent column for each
+rank: where it does not divide, the first ranks have one column more.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class WidthSplit:
         self.index = dist.get_rank(group)
         self._ranks = dist.get_process_group_ranks(group)
         self._on = False
+        #: Latent columns of each rank, of the picture that is being split.
+        self._shares = [1] * self.degree
         for module in (*vae.encoder.modules(), *vae.decoder.modules()):
             if isinstance(module, wan.WanCausalConv3d) and module.kernel_size[2] == 3:
                 self._wrap(module, self._causal)
@@ -55,21 +58,28 @@ class WidthSplit:
         finally:
             self._on = False
 
-    def divides(self, columns: int) -> bool:
+    def splits(self, columns: int) -> bool:
         """Whether a width of that many latents can be split."""
-        return columns % self.degree == 0
+        return columns >= self.degree
 
-    def part(self, x: Tensor) -> Tensor:
-        """This rank's columns."""
-        return x.chunk(self.degree, -1)[self.index].contiguous()
+    def part(self, x: Tensor, side: int = 1) -> Tensor:
+        """This rank's columns of a whole picture, ``side`` of which make one of the latents'."""
+        columns, more = divmod(x.shape[-1] // side, self.degree)
+        self._shares = [columns + (rank < more) for rank in range(self.degree)]
+        return x.split([share * side for share in self._shares], -1)[self.index].contiguous()
 
-    @collective()
-    def whole(self, x: Tensor) -> Tensor:
-        """All ranks' columns, on every rank."""
+    def whole(self, x: Tensor, dim: int = -1) -> Tensor:
+        """All ranks' columns, which lie along ``dim``, on every rank."""
+        sizes = [x.shape[dim] // self._shares[self.index] * share for share in self._shares]
+        if sizes[self.index] < sizes[0]:
+            pad = list(x.shape)
+            pad[dim] = sizes[0] - sizes[self.index]
+            x = torch.cat([x, x.new_zeros(pad)], dim)
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.degree)]
-        dist.all_gather(parts, x, group=self.group)
-        return torch.cat(parts, -1)
+        with collective():
+            dist.all_gather(parts, x, group=self.group)
+        return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim)
 
     def _wrap(self, module: nn.Module, inside: Callable[..., Tensor]) -> None:
         usual = module.forward
@@ -79,25 +89,26 @@ class WidthSplit:
 
         module.forward = forward
 
-    @collective()
     def _widen(self, x: Tensor, left: bool, right: bool) -> Tensor:
         """``x`` with the neighbours' nearest columns, zero at the picture's borders."""
         before, after = x.new_zeros(*x.shape[:-1], 1), x.new_zeros(*x.shape[:-1], 1)
+        first, last = x[..., :1].contiguous(), x[..., -1:].contiguous()
         swaps: list[dist.P2POp] = []
         if self.index > 0:
             neighbour = self._ranks[self.index - 1]
             if right:
-                swaps.append(dist.P2POp(dist.isend, x[..., :1].contiguous(), neighbour, group=self.group))
+                swaps.append(dist.P2POp(dist.isend, first, neighbour, group=self.group))
             if left:
                 swaps.append(dist.P2POp(dist.irecv, before, neighbour, group=self.group))
         if self.index < self.degree - 1:
             neighbour = self._ranks[self.index + 1]
             if left:
-                swaps.append(dist.P2POp(dist.isend, x[..., -1:].contiguous(), neighbour, group=self.group))
+                swaps.append(dist.P2POp(dist.isend, last, neighbour, group=self.group))
             if right:
                 swaps.append(dist.P2POp(dist.irecv, after, neighbour, group=self.group))
-        for work in dist.batch_isend_irecv(swaps):
-            work.wait()
+        with collective():
+            for work in dist.batch_isend_irecv(swaps):
+                work.wait()
         return torch.cat([*([before] if left else []), x, *([after] if right else [])], -1)
 
     def _causal(self, conv: Any, _usual: object, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
@@ -109,16 +120,22 @@ class WidthSplit:
         return F.conv3d(x, conv.weight, conv.bias, conv.stride)
 
     def _conv2d(self, conv: Any, _usual: object, x: Tensor) -> Tensor:
-        whole = x.numel() * self.degree
+        whole = x.numel() // x.shape[-1] * self._columns(x)
         return _conv2d_as_whole(self._widen(x, left=True, right=True), conv, (1, 0), whole)
 
     def _downsample(self, resample: Any, _usual: object, x: Tensor) -> Tensor:
-        columns = x.shape[-1] * self.degree + 1
+        columns = self._columns(x) + 1
         x = F.pad(self._widen(x, left=False, right=True), (0, 0, 0, 1))
         return _conv2d_as_whole(x, resample[1], (0, 0), x.numel() // x.shape[-1] * columns)
 
     def _attention(self, block: Any, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self.part(usual(self.whole(x)))
+        whole = usual(self.whole(x))
+        sizes = [x.shape[-1] // self._shares[self.index] * share for share in self._shares]
+        return whole.split(sizes, -1)[self.index].contiguous()
+
+    def _columns(self, x: Tensor) -> int:
+        """Of the whole picture, where this rank's part is ``x``."""
+        return x.shape[-1] // self._shares[self.index] * sum(self._shares)
 
 
 def _conv2d_as_whole(x: Tensor, conv: Any, padding: tuple[int, int], whole: int) -> Tensor:

@@ -56,12 +56,23 @@ def decode(vae: Any, latents: Tensor) -> Iterator[Tensor]:
         vae: ``AutoencoderKLWan``.
         latents: normalised, [1, z, f, h, w].
     """
-    latents = latents.to(vae.dtype)
-    mean, inverse = _normaliser(vae, latents)
-    z = vae.post_quant_conv(latents / inverse + mean)
+    z = denormalised(vae, latents)
     features: list[Any] = [None] * vae._cached_conv_counts["decoder"]
     for index in range(z.shape[2]):
         yield _chunk(vae, z[:, :, index : index + 1], features, is_first=index == 0)
+
+
+def denormalised(vae: Any, latents: Tensor) -> Tensor:
+    """What the decoder takes, [1, z, f, h, w], of normalised latents."""
+    latents = latents.to(vae.dtype)
+    mean, inverse = _normaliser(vae, latents)
+    z: Tensor = vae.post_quant_conv(latents / inverse + mean)
+    return z
+
+
+def scale(vae: Any) -> int:
+    """Pixels for each latent column."""
+    return int(vae.config.scale_factor_spatial)
 
 
 def _chunk(vae: Any, z: Tensor, features: list[Any], is_first: bool) -> Tensor:

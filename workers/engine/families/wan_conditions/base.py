@@ -118,12 +118,13 @@ class Eyes:
 
     def video(self, chunks: Iterable[Tensor], split: WidthSplit | None, course: Course) -> Tensor:
         """Normalised latents [1, z, f, h, w] of pixels in the chunks of ``stages.vae.chunk_sizes``, the same on all
-        ranks. Collective where there is a split; else agreed on."""
+        ranks. Collective where there is a split; agreed on either way."""
         if split is None:
             with course.agreed(0):
                 return causal.encode(self._vae, chunks)
-        with split.active():
-            return split.whole(causal.encode(self._vae, map(split.part, chunks)))
+        with course.exchanging(0), split.active():
+            parts = (split.part(chunk, causal.scale(self._vae)) for chunk in chunks)
+            return split.whole(causal.encode(self._vae, parts))
 
     def features(self, pictures: Sequence[Picture], course: Course) -> Tensor:
         """CLIP's features of the pictures, [pictures, tokens, D]. Agreed on."""
