@@ -56,6 +56,11 @@ def answer_many(bodies: list[Any], status: int = 200) -> Response[bytes]:
     return Response(_encoder.encode(bodies), status_code=status, media_type="application/json")
 
 
+def encoded(body: msgspec.Struct) -> bytes:
+    """The body as JSON."""
+    return _encoder.encode(body)
+
+
 def answer(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
     """The body as JSON, encoded once here and not by the framework."""
-    return Response(_encoder.encode(body), status_code=status, media_type="application/json", headers=headers)
+    return Response(encoded(body), status_code=status, media_type="application/json", headers=headers)

@@ -5,23 +5,25 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import msgspec
-from litestar import delete, get, patch, post
+from litestar import Request, delete, get, patch, post
 from litestar.params import FromPath
 from litestar.response import Response
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway import ids, lists
 from gateway.auth import tenant_of
 from gateway.index import Filters, cursor, from_cursor
-from gateway.parts import AnyRequest, answer, gateway_of
+from gateway.parts import AnyRequest, answer, encoded, gateway_of
 from gateway.problems import bus_down, invalid
 from gateway.schema import JobList, PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
-from gateway.uploads import Form, content_type, invalid_value, read_form, read_json
-from shared.messages import TERMINAL, State
+from gateway.uploads import Form, Upload, content_type, invalid_value, read_form, read_json
+from shared.messages import TERMINAL, JobRecord, State
 
 _submit = msgspec.json.Decoder(SubmitBody)
 _patch = msgspec.json.Decoder(PatchBody)
 
+_MULTIPART = "multipart/form-data"
 #: Fields that are objects or lists: in a multipart body they are JSON.
 _OBJECTS = frozenset({"parallel", "cache", "step_cache", "loras", "references", "metadata", "dummy"})
 _DEFAULT_PAGE = 50
@@ -29,20 +31,44 @@ _MAX_PAGE = 500
 _LIST_PARAMETERS = frozenset({"state", "model", "task", "limit", "after"})
 
 
-@post("/v1/jobs", status_code=202)
+def json_submits(app: ASGIApp) -> ASGIApp:
+    """Around ``submit``: what is no multipart body is read and answered here, inside all that stands around the route
+    (routing, metrics, errors), but without the framework's arguments and response, which cost more than the rest."""
+
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        request: AnyRequest = Request(scope, receive, send)
+        if content_type(request)[0] == _MULTIPART:
+            await app(scope, receive, send)
+            return
+        gateway = gateway_of(request)
+        body = await read_json(request, _submit, gateway.settings.max_json_bytes)
+        with ExitStack() as stack:
+            record = await _submitted(request, body, {}, stack)
+        content = encoded(gateway.live.view(record))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"location", f"/v1/jobs/{record.id}".encode()),
+        ]
+        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": False})
+
+    return take
+
+
+@post("/v1/jobs", status_code=202, middleware=[json_submits])
 async def submit(request: AnyRequest) -> Response[bytes]:
-    """Make a job."""
+    """Make a job, of a multipart body; ``json_submits`` takes the others."""
     gateway = gateway_of(request)
-    tenant = tenant_of(request)
-    key = ids.idempotency_key(request.headers.get("idempotency-key"))
     with ExitStack() as stack:
-        if content_type(request)[0] == "multipart/form-data":
-            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
-            body, uploads = body_of(form), form.files
-        else:
-            body, uploads = await read_json(request, _submit, gateway.settings.max_json_bytes), {}
-        record = await gateway.submissions.submit(tenant, body, uploads, key, stack)
+        form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
+        record = await _submitted(request, body_of(form), form.files, stack)
     return answer(gateway.live.view(record), 202, {"Location": f"/v1/jobs/{record.id}"})
+
+
+async def _submitted(request: AnyRequest, body: SubmitBody, uploads: dict[str, Upload], stack: ExitStack) -> JobRecord:
+    key = ids.idempotency_key(request.headers.get("idempotency-key"))
+    return await gateway_of(request).submissions.submit(tenant_of(request), body, uploads, key, stack)
 
 
 def body_of(form: Form) -> SubmitBody:
