@@ -23,6 +23,7 @@ from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, print_json
 from shared.errors import GenfleetError, SettingsError
 from shared.settings import PREFIX, variable
 from workers import pool as pools
+from workers import pool_acceleration
 
 _SERVICES = Group("Services", sort_key=1)
 _JOBS = Group("Jobs", sort_key=2)
@@ -141,6 +142,8 @@ def _become(module: str, **options: object) -> int:
 def check(file: Annotated[Path, Parameter(help="The pool file.")]) -> int:
     """Say what is wrong with a pool file, if anything."""
     pool = pools.read(file)
+    if lacking := pool_acceleration.lacking(pool):
+        raise pools.PoolError(f"{file}: {lacking}")
     print(f"{file}: fine: serves {pool.serve_as or pool.model} with {pool.width} rank(s) on {pool.device}")
     return OK
 

@@ -64,13 +64,15 @@ class Ready(Frame, frozen=True, kw_only=True, tag="ready"):
     """The group takes jobs: the cards of the models it serves and the layouts it can run.
 
     ``others``: of the models that the pool can serve once the group is launched anew with them. ``device_memory``:
-    bytes of the smallest device; 0: not known.
+    bytes of the smallest device; 0: not known. ``acceleration``: the attention kernel and how it was chosen, and what
+    else is on, for people.
     """
 
     cards: tuple[ModelCard, ...]
     layouts: tuple[Layout, ...]
     others: tuple[ModelCard, ...] = ()
     device_memory: int = 0
+    acceleration: str = ""
 
 
 class CannotLoad(Frame, frozen=True, kw_only=True, tag="cannot_load"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from shared.messages import StepCache
 from workers.pool import Pool, PoolError, PoolLayout, parse, read, schema, visible_devices
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "deploy" / "pools").glob("*.toml"))
@@ -146,6 +147,39 @@ def test_a_pool_of_several_models_is_seen_by_a_group_as_the_one_it_is_launched_w
     with pytest.raises(PoolError, match="has no model 'best'"):
         pool.serving("best")
     assert parse('model = "wan-demo"').names == ()
+
+
+def test_accelerators() -> None:
+    plain = parse('model = "wan-demo"')
+    assert (plain.attention, plain.compile, plain.fuse_qkv, plain.quant, plain.offload) == (
+        *("auto", False, False),
+        *("none", "none"),
+    )
+    pool = parse('model = "a"\nattention = "flash3"\ncompile = true\nquant = "float8"\n[step_cache]\nthreshold = 0.1')
+    assert (pool.attention, pool.compile, pool.quant) == ("flash3", True, "float8")
+    assert pool.step_cache == StepCache(threshold=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('attention = "fast"', "Invalid enum value 'fast'"),
+        ("fuse_qkv = true\nlayout.dit_fsdp = true", "`fuse_qkv` and `layout.dit_fsdp`"),
+        ('quant = "int8"\nlayout.dit_fsdp = true', "`quant` and `layout.dit_fsdp`"),
+        ('offload = "model"\nlayout.t5_fsdp = true', "`offload` and sharded weights"),
+        ('quant = "int8"\nlora = [{ name = "ink", path = "/ink.safetensors" }]', "`quant` and `lora`"),
+        ('fuse_qkv = true\nquant = "int8"', "`fuse_qkv` and `quant`"),
+        ('fuse_qkv = true\noffload = "experts"', "`fuse_qkv` and `offload`"),
+        ("step_cache = { threshold = 2 }", "`step_cache.threshold` is from 0 to 1, not 2"),
+        (
+            'serve_as = "a"\nquant = "int8"\nothers = [{ model = "b", serve_as = "b", layout = { dit_fsdp = true } }]',
+            "`quant` and `layout.dit_fsdp`",
+        ),
+    ],
+)
+def test_accelerators_that_do_not_go_together(text: str, says: str) -> None:
+    with pytest.raises(PoolError, match=says):
+        parse(f'model = "wan-demo"\n{text}')
 
 
 @pytest.mark.parametrize(

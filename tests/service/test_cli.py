@@ -452,6 +452,20 @@ def test_a_pool_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.run(["pool", "check", str(tmp_path / "none.toml")]) == options.USAGE
 
 
+def test_a_pool_that_needs_a_package_which_is_not_there_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    file = tmp_path / "pool.toml"
+    for line, says in (
+        ('quant = "int8"', "needs torchao: pip install 'genfleet[quant]'"),
+        ('attention = "flash3"', "needs the package flash_attn_interface"),
+    ):
+        file.write_text(f'model = "wan-demo"\n{line}\n')
+        assert cli.run(["pool", "check", str(file)]) == options.USAGE
+        assert says in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_schema_of_pool_files_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["pool", "schema"]) == options.OK
     assert json.loads(capsys.readouterr().out)["$ref"] == "#/$defs/Pool"

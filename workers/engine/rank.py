@@ -71,7 +71,15 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
         family.warm_up()
         memory = group.lockstep.smallest(_memory(group.device, world))
         if agent is not None:
-            agent.send(Ready(cards=(family.card,), layouts=family.layouts, others=_others(pool), device_memory=memory))
+            agent.send(
+                Ready(
+                    cards=(family.card,),
+                    layouts=family.layouts,
+                    others=_others(pool),
+                    device_memory=memory,
+                    acceleration=family.acceleration,
+                )
+            )
             _lead(family, group.device, group.lockstep, agent)
         else:
             _follow(family, group.device, group.lockstep)

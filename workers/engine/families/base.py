@@ -60,6 +60,11 @@ class Family(Protocol):
     card: ModelCard
     layouts: tuple[Layout, ...]
 
+    @property
+    def acceleration(self) -> str:
+        """The attention kernel and how it was chosen, and what else is on: for people, once it is warm."""
+        ...
+
     def check(self, request: JobRequest) -> Layout:
         """The layout for that job. Pure, on rank 0 only.
 

@@ -150,6 +150,11 @@ class Wan:
             for _ in decode.frames(self._vae, state.latents, self._split if self.layouts[0].vae_parallel else None):
                 pass
 
+    @property
+    def acceleration(self) -> str:
+        """As ``Family.acceleration``."""
+        return self._applied.told
+
     def forget(self) -> None:
         """As ``Family.forget``."""
         for model in self._transformers:
