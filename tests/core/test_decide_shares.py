@@ -210,7 +210,7 @@ def test_sums_survive_their_rebasing() -> None:
 
 
 def test_no_job_starves_behind_the_others_shares() -> None:
-    """A tenant whose share is next to nothing, beside a hundred that always have work."""
+    """Promise 3. A tenant whose share is next to nothing, beside a hundred that always have work."""
     line = Line(Times(overdue_s=300.0, aged_turn=4, half_life_s=1e9))
     line.core.state.shares.tenant("poor").weight = 1e-6
     line.submit("first", "poor", birth=0.0)

@@ -17,6 +17,7 @@ JOBS, KILLS, SECONDS, POOLS, SEED = 200, 10, 25.0, 3, 1
 
 
 async def test_nothing_is_lost_and_nothing_happens_twice(tmp_path: Path) -> None:
+    """Row 9."""
     report = await chaos(tmp_path, jobs=JOBS, kills=KILLS, seconds=SECONDS, seed=SEED, pools=POOLS)
     again = replay(jobs=JOBS, kills=KILLS, seconds=SECONDS, seed=SEED, pools=POOLS)
     assert not report.broken, "\n".join([*report.broken, f"everything is in {tmp_path}", again])

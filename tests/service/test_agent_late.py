@@ -134,6 +134,7 @@ async def test_files_stay_while_the_result_is_not_folded_and_for_ever_once_it_is
 
 
 async def test_files_go_once_the_job_is_at_a_higher_epoch(scene: Scene) -> None:
+    """Row 11."""
     run, record = await scene.begin()
     await scene.finish(run)
     await scene.house.artifacts.put("job1/2/0.bin", b"the other's")

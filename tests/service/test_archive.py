@@ -448,6 +448,7 @@ async def test_retention_goes_on_without_room_for_tombstones(broker: MemoryBroke
 async def test_a_jump_of_the_brokers_clock_expires_nothing(
     broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Row 33."""
     async with housed(broker, tmp_path, replace(SHORT, retain_days=1.0)) as house:
         job = await house.archived()
         await house.gw.clock.advance(RETAINED_S)

@@ -114,7 +114,7 @@ async def test_a_client_that_reads_slowly_misses_no_transition(gw: GatewayUnderT
 
 
 async def test_twenty_quick_updates_reach_every_client_to_the_end(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    """Row 15 of the faults, with some clients that read nothing meanwhile and a bus that coalesces."""
+    """Promise 4. Row 15 of the faults, with some clients that read nothing meanwhile and a bus that coalesces."""
     job = str((await gw.submit())["id"])
     streams = [gw.stream(job) for _ in range(10)]
     await settle()

@@ -196,6 +196,7 @@ async def test_a_lost_answer_to_a_renewal_costs_nothing(room: Room) -> None:
 
 
 async def test_jumps_of_the_wall_clock_change_nothing(room: Room) -> None:
+    """Row 33."""
     first, second = await pair(room)
     for jump in (86_400.0, -200_000.0, 3600.0):
         room.clock.jump_wall(jump)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 10))
 def test_promises_hold_under_faults(first: int) -> None:
+    """Promise 1, and row 9: at any write."""
     for seed in range(first, min(first + 10, SEEDS)):
         outcome = simulate(seed)
         assert not outcome.broken, str(outcome)

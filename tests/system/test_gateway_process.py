@@ -102,7 +102,7 @@ def test_sigterm_with_open_streams_ends_in_good_order(gateway_process: Process) 
 
 
 def test_streams_and_submits_survive_a_broker_that_is_killed(gateway_process: Process, nats_server: NatsServer) -> None:
-    """Rows 1 and 3 of the faults: 503 while nats-server is dead; after its restart the open stream goes on."""
+    """Promise 8, rows 1 and 3: 503 while nats-server is dead; after its restart the open stream goes on."""
     job = gateway_process.submit()
     gateway_process.until_ready()
     with httpx.stream("GET", f"{gateway_process.url}/v1/jobs/{job}/events", timeout=BOUND_S) as stream:

@@ -90,7 +90,7 @@ def test_cancel_stops_within_a_step_and_the_group_serves_on(pair: Fleet) -> None
 
 
 def test_cancel_while_queued_is_at_once(dummies: Fleet) -> None:
-    """A queued job is cancelled by the answer itself."""
+    """Promise 2: a queued job is cancelled by the answer itself."""
     slow = {"prompt": "a", "model": "dummy", "dummy": {"steps": 200, "step_ms": 50}}
     ids = [str(dummies.submit(**slow)["id"]) for _ in range(3)]
     try:

@@ -116,6 +116,7 @@ async def test_a_clean_stop_hands_over(pair: Pair) -> None:
 
 
 async def test_a_stopped_leader_stands_down_when_it_goes_on(pair: Pair) -> None:
+    """Row 13."""
     first = await pair.leader()
     pair.schedulers[first].send(signal.SIGSTOP)
     jobs = [await pair.submit() for _ in range(20)]
