@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo up test soak simulate lint types fmt bench lock npu
+.PHONY: help setup demo up test chaos soak simulate lint types fmt bench lock npu
 # How long `make soak` goes on, for each of its two halves.
 MINUTES ?= 60
 
@@ -22,6 +22,9 @@ up: setup ## start a fleet on this machine at http://127.0.0.1:8088 and leave it
 test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests that need no accelerator
 	@$(BIN)/python -m pytest -m "not gpu"
+
+chaos: setup ## 60 kills of real processes among 2,000 jobs: some three minutes, zero lost and zero double
+	@$(BIN)/python -m tests.faults.chaos
 
 soak: setup ## faults for MINUTES=60 each: a simulated fleet under fresh seeds, then real processes being killed
 	@$(BIN)/python -m tests.simulation soak --minutes $(MINUTES)

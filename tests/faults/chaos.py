@@ -1,6 +1,6 @@
 """Kill everything in random order under load, and see whether a promise breaks.
 
-    python -m tests.faults.chaos --jobs 2000 --kills 60 --seconds 240 --seed 1
+    python -m tests.faults.chaos --jobs 2000 --kills 60 --seconds 120 --seed 1
 
 Two gateways, two schedulers, several dummy pools and one broker, all real processes without a supervisor, are killed,
 stopped and cut off from the broker while clients submit through both gateways. Then all is put right, every accepted
@@ -202,7 +202,7 @@ def main(
     *,
     jobs: int = 2000,
     kills: int = 60,
-    seconds: float = 240.0,
+    seconds: float = 120.0,
     seed: int = 1,
     pools: int = 4,
     folder: Path | None = None,

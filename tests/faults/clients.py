@@ -25,8 +25,9 @@ from tests.faults.plan import Job
 #: Requests under way at once.
 AT_ONCE = 24
 ANSWER_S = 4.0
-#: Before an unanswered request is sent again.
+#: Before an unanswered request is sent again, and between looks whether a job has ended.
 AGAIN_S = 0.2
+LOOK_S = 1.0
 
 
 @dataclass
@@ -149,7 +150,7 @@ class Clients:
                 return False
             if answer.json()["state"] in TERMINAL:
                 return True
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(LOOK_S)
 
     async def _delete(self, job: str) -> None:
         while True:

@@ -32,6 +32,7 @@ POOL = """\
 model = "dummy"
 name = "{name}"
 device = "cpu"
+capacity = {capacity}
 
 [limits]
 load_timeout_s = 20
@@ -89,7 +90,9 @@ class BareFleet:
             for number in range(self._counts[Target.SCHEDULER]):
                 await self._start_service(Target.SCHEDULER, number, "scheduler", {})
             for number in range(self._counts[Target.AGENT]):
-                await self._start_service(Target.AGENT, number, "workers.agent", self._pool(f"pool-{number}"))
+                # One job at once, as a torch group does, or three: then one blow hits several.
+                given = self._pool(f"pool-{number}", 1 + 2 * (number % 2))
+                await self._start_service(Target.AGENT, number, "workers.agent", given)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -136,9 +139,9 @@ class BareFleet:
         given = {**to_environ(self.settings), "GENFLEET_NATS_URL": f"nats://127.0.0.1:{proxy.port}", **more}
         await self._own(target, name, [sys.executable, "-m", module], given)
 
-    def _pool(self, name: str) -> dict[str, str]:
+    def _pool(self, name: str, capacity: int) -> dict[str, str]:
         path = self.folder / f"{name}.toml"
-        path.write_text(POOL.format(name=name))
+        path.write_text(POOL.format(name=name, capacity=capacity))
         runtime = self.folder / "run" / name
         runtime.mkdir(parents=True)
         return {"GENFLEET_POOL": str(path), "GENFLEET_WORKER": name, "GENFLEET_RUNTIME_DIR": str(runtime)}
