@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from shared.errors import GenfleetError
 from shared.messages import AttentionCache, StepCache
-from workers import pool_lora
+from workers import pool_environment, pool_lora
 from workers.pool_acceleration import AttentionName, Offload, Quant, conflict
 from workers.pool_lora import PoolLora
 
@@ -81,6 +82,8 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         fuse_qkv: one matrix product for queries, keys and values.
         quant: the blocks' matrices in 8 bits, by torchao: ``int8`` for memory, ``float8`` for speed.
         offload: parts that take turns on the device: ``experts``, the two transformers; ``model``, all parts.
+        text_encoder: where the text encoder is: on every rank's ``device``, on the ``cpu`` of rank 0, which gives the
+            others its embeddings, or sharded over the ranks (``fsdp``, the same as ``layout.t5_fsdp``).
         cache, step_cache: for jobs that do not say.
         lora: LoRAs of ``model``.
         capacity: jobs at once. Only the dummy engine can hold more than one; a torch group does one at a time.
@@ -103,12 +106,19 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fuse_qkv: bool = False
     quant: Quant = "none"
     offload: Offload = "none"
+    text_encoder: Literal["device", "cpu", "fsdp"] = "device"
     cache: AttentionCache | None = None
     step_cache: StepCache | None = None
     lora: tuple[PoolLora, ...] = ()
     others: tuple[OtherModel, ...] = ()
     limits: PoolLimits = PoolLimits()
     env: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.text_encoder == "fsdp" and not self.layout.t5_fsdp:
+            force_setattr(self, "layout", replace(self.layout, t5_fsdp=True))
+        elif self.layout.t5_fsdp and self.text_encoder == "device":
+            force_setattr(self, "text_encoder", "fsdp")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,16 +148,24 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         raise PoolError(f"the pool {self.name!r} has no model {name!r}")
 
 
-def parse(text: str, *, source: str = "pool") -> Pool:
-    """A pool from TOML.
+def parse(text: str, *, source: str = "pool", environ: Mapping[str, str] | None = None) -> Pool:
+    """A pool from TOML. ``environ``: stands in for some of what it does not say, see ``pool_environment``.
 
     Raises:
         PoolError: it is not TOML, a field is unknown or has a value that is not allowed; it names the field.
     """
     try:
-        pool = msgspec.convert(tomllib.loads(text), Pool)
+        values, used = pool_environment.fill(tomllib.loads(text), environ or {})
     except tomllib.TOMLDecodeError as error:
         raise PoolError(f"{source}: not TOML: {error}") from error
+    except ValueError as error:
+        raise PoolError(f"{source}: from the environment: {error}") from error
+    return _checked(values, f"{source} with {', '.join(used)} from the environment" if used else source)
+
+
+def _checked(values: dict[str, Any], source: str) -> Pool:
+    try:
+        pool = msgspec.convert(values, Pool)
     except msgspec.ValidationError as error:
         raise PoolError(f"{source}: {error}") from error
     if pool.devices and len(pool.devices) != pool.width:
@@ -173,6 +191,10 @@ def parse(text: str, *, source: str = "pool") -> Pool:
         if wrong := pool_lora.fault(loras):
             raise PoolError(f"{source}: {wrong}")
     for name in pool.names or ("",):
+        if pool.text_encoder == "cpu" and pool.serving(name).layout.t5_fsdp:
+            raise PoolError(f"{source}: `text_encoder` is on the cpu, `layout.t5_fsdp` shards it over the devices")
+        if pool.text_encoder == "cpu" and pool.offload == "model":
+            raise PoolError(f"{source}: `text_encoder` stays on the cpu, `offload` of the model takes it to the device")
         if wrong := conflict(pool.serving(name)):
             raise PoolError(f"{source}: {wrong}")
     if pool.step_cache is not None and not 0 <= pool.step_cache.threshold <= 1:
@@ -195,7 +217,7 @@ def _check_layout(layout: PoolLayout, width: int, source: str) -> None:
 
 
 def read(path: Path) -> Pool:
-    """The pool in that file.
+    """The pool in that file, with what this process's environment stands in for.
 
     Raises:
         PoolError: the file cannot be read, or as ``parse``.
@@ -204,7 +226,7 @@ def read(path: Path) -> Pool:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PoolError(f"{path}: cannot be read: {error}") from error
-    return parse(text, source=str(path))
+    return parse(text, source=str(path), environ=os.environ)
 
 
 #: By device word: the variable with which its runtime is shown some of the machine's devices only.

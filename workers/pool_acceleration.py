@@ -34,8 +34,8 @@ def conflict(pool: Pool) -> str:
                 return f"`{name}` and `layout.dit_fsdp`: sharded weights stay as they are"
     if pool.offload != "none" and (layout.dit_fsdp or layout.t5_fsdp):
         return "`offload` and sharded weights (`layout.dit_fsdp`, `layout.t5_fsdp`): each spares memory in its own way"
-    if pool.quant != "none" and pool.lora:
-        return "`quant` and `lora`: a LoRA is added to weights of full precision"
+    if pool.quant != "none" and not all(lora.fixed for lora in pool.lora):
+        return "`quant` and `lora`: quantised weights can only have a LoRA that is there for good: `fixed = true`"
     if pool.fuse_qkv and pool.quant != "none":
         return "`fuse_qkv` and `quant`: fused weights are views of one, quantised ones are each their own"
     if pool.fuse_qkv and pool.offload != "none":
