@@ -13,13 +13,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from tests.support.gloo import Gloo, Ranks
-from workers.engine import devices
+from workers.engine import devices, rank
 from workers.engine.acceleration.attention_choice import Choice, Shape, Tried, choose, compare, settle, use
 from workers.engine.devices.attention import Attention, SdpaMath
 from workers.engine.devices.attention_packages import FlashAttention2, FlashAttention3, SageAttention, of_packages
 from workers.engine.devices.base import Device, Kind
 from workers.engine.errors import CannotLoad
+from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
+from workers.link import CannotLoad as CannotLoadFrame
+from workers.pool import Pool
 
 SHAPE = Shape(tokens=64, heads=4, size=16)
 STAND_INS = Path(__file__).parents[1] / "support" / "attention"
@@ -192,6 +195,24 @@ def test_a_card_that_is_too_old_or_too_new_and_a_release_that_is_too_old(monkeyp
     monkeypatch.setattr(flash_attn_interface, "flash_attn_func", lambda q, k, v: q)
     told = "flash_attn_interface.flash_attn_func has no argument return_attn_probs: of another release"
     assert FlashAttention3().missing(card, torch.float16) == told
+
+
+def test_a_pool_that_names_what_is_not_there_cannot_be_loaded(checkpoints: Callable[[str], Path]) -> None:
+    class Agent:
+        told = list[object]()
+
+        def send(self, frame: object) -> None:
+            self.told.append(frame)
+
+    agent: Any = Agent()
+    folder = str(checkpoints("wan21-t2v"))
+    cpu, mesh = devices.open_device("cpu"), Mesh("cpu", 1)
+    assert rank.warm(open_model(Pool(model=folder, attention="sdpa-math"), cpu, mesh), agent)
+    assert cpu.kernel.name == "sdpa-math"
+    assert not agent.told
+    assert not rank.warm(open_model(Pool(model=folder, attention="sage"), cpu, mesh), agent)
+    known = "sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math"
+    assert agent.told == [CannotLoadFrame(message=f"attention: 'sage' is none of this device's kernels: {known}")]
 
 
 def test_what_a_choice_among_one_tells() -> None:

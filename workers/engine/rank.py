@@ -66,9 +66,8 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
     group = _open_group(rank, world, kind, pool)
     try:
         family = _load(group.lockstep, group.device, group.mesh, pool, agent)
-        if family is None:
+        if family is None or not warm(family, agent):
             return 1
-        family.warm_up()
         memory = group.lockstep.smallest(_memory(group.device, world))
         if agent is not None:
             agent.send(
@@ -156,6 +155,20 @@ def _load(lockstep: Lockstep, device: Device, mesh: object, pool: Pool, agent: A
     if agent is not None:
         agent.send(CannotLoad(message=agreed.message))
     return None
+
+
+def warm(family: Family, agent: AgentLink | None) -> bool:
+    """Warm the model up; False if the pool asks for what cannot be had here, and then the agent has been told."""
+    from workers.engine.errors import CannotLoad as LoadError
+
+    try:
+        family.warm_up()
+    except LoadError as error:
+        if agent is None:
+            raise
+        agent.send(CannotLoad(message=str(error)))
+        return False
+    return True
 
 
 def _memory(device: Device, world: int) -> int:
