@@ -72,6 +72,16 @@ class Fleet:
         now = self._clock.monotonic()
         return [(seen.lease, self._state(seen), now - seen.at) for _, seen in sorted(self._leases.items(), key=_name)]
 
+    def lease(self, worker: str) -> WorkerLease | None:
+        """The worker's last lease."""
+        seen = self._leases.get(worker)
+        return None if seen is None else seen.lease
+
+    def listing(self, model: str) -> list[WorkerLease]:
+        """Leases of the workers that are there and can serve the model, if not just now."""
+        found = (self._leases[name] for name in self._by_model.get(model, ()))
+        return [seen.lease for seen in found if self._state(seen) != LOST]
+
     def serving(self, model: str) -> list[WorkerLease]:
         """Leases of the workers that serve the model now."""
         up = (WorkerState.IDLE, WorkerState.BUSY)

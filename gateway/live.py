@@ -293,6 +293,7 @@ class Live:
         if known is not None:
             self.index.remove(known.record)
             self.queue.remove(known.record)
+            self.waiting.forget(job)
         self._progress.pop(job, None)
 
     # --- jobs ------------------------------------------------------------------------------------------------------

@@ -198,14 +198,17 @@ class ProgressView(Struct, frozen=True, kw_only=True):
 class QueueView(Struct, frozen=True, kw_only=True):
     """Where a queued job stands among those of its model if every tenant has its share (1 is next), in how many seconds
     it may start and how far such estimates were off of late, and what it waits for: `next`, `jobs_ahead`, `held`,
-    `tenant_limit`, `backing_off`, `no_worker`, `worker_starting`, `layout_unavailable`, `workers_drained` or
-    `workers_quarantined`; `message` says it to people."""
+    `tenant_limit`, `backing_off`, `no_worker`, `worker_starting`, `layout_unavailable`, `memory`, `workers_drained` or
+    `workers_quarantined`; `message` says it to people. `end_s` is in how many seconds it may end. Four of five start
+    and end within the two errors."""
 
     position: int
     eta_s: float | None
     why: str
     eta_error_s: float | None = None
     message: str = ""
+    end_s: float | None = None
+    end_error_s: float | None = None
 
 
 class OutputView(Struct, frozen=True, kw_only=True):

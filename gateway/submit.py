@@ -21,6 +21,7 @@ from gateway import ids
 from gateway.admission import Admission
 from gateway.index import Filters
 from gateway.live import Live
+from gateway.memory import check_room
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
@@ -236,6 +237,8 @@ class Submissions:
         if wishes:
             body = adapted(body, card, offers)
         request = resolve(body, card, inputs, offers, secrets.randbelow(2**31), name)
+        if settings.unknown_model == "refuse":
+            check_room(card, request, self._live.fleet.listing(name))
         now = self._clock.wall()
         record = born(
             JobRecord(

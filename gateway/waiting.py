@@ -1,20 +1,24 @@
-"""Why a job waits, what is before it, and when it may start: from what this gateway sees. The scheduler decides by its
-own sums (see ``docs/scheduling.md``), so the place is what equal shares would give, and the estimate says how far
-such estimates were off of late.
+"""Why a job waits, what is before it, when it may start and end: from what this gateway sees. The scheduler decides by
+its own sums (see ``docs/scheduling.md``), so the place is what equal shares would give, and the estimate says how far
+such estimates were off of late (see ``estimates``).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gateway.fleet import Fleet, mean_step_s
+from gateway.estimates import Estimates, Scores, Starts
+from gateway.fleet import Fleet
 from gateway.index import QueueIndex
+from gateway.memory import has_room, too_large
 from gateway.operators import Operators
 from gateway.resolve import fits
 from gateway.schema import QueueView
 from shared.clock import Clock
-from shared.messages import JobRecord, Parallel, Progress, Reason, State, WorkerLease
+from shared.messages import TERMINAL, JobRecord, Parallel, Progress, Reason, State, WorkerLease
+from shared.pace import kind_of
 from shared.settings import Settings
 
 #: Returns to the queue after which a job does not rest.
@@ -29,15 +33,35 @@ _SETBACKS = frozenset(
     }
 )
 _MAX_REST_S = 60.0
-_LEARN = 0.2
 _SAMPLE_EVERY_S = 0.25
-_SAMPLES_KEPT = 1_000
+_SAMPLES_KEPT = 2_000
+#: How long the starts that were computed for a queue are gone by.
+_STARTS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class _Guess:
-    eta_s: float
+class Guess:
+    """What was estimated for a job at some moment: in how many seconds it starts and ends, and how long one takes."""
+
     at: float
+    eta_s: float
+    end_s: float
+    each_s: float
+
+
+class _Errors:
+    """How far estimates of one model were off."""
+
+    def __init__(self) -> None:
+        self.start = Scores()
+        self.end = Scores()
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    at: float
+    each_s: float
+    starts: Starts
 
 
 class Waiting:
@@ -65,32 +89,34 @@ class Waiting:
         self._clock = clock
         self._progress_of = progress_of
         self._waited_s = waited_s
-        self._guesses: dict[str, _Guess] = {}
+        self._estimates = Estimates()
+        self._guesses: dict[str, Guess] = {}
         self._sampled = 0.0
-        #: By model: how far estimates were off, in seconds, the latest counting most.
-        self.errors_s: dict[str, float] = {}
+        self._errors: defaultdict[str, _Errors] = defaultdict(_Errors)
+        self._starts: dict[tuple[str, tuple[str, ...]], _Computed] = {}
 
     def view(self, record: JobRecord) -> QueueView:
         """A queued job's place among those of its model, why it waits there, and when a worker may take it.
 
         The estimate is the work before it (what runs, by its own progress where it tells, and what is queued, by
-        measured step times) spread over the workers that serve the model; None where nothing has been measured, or
-        where no work that is done brings the job nearer.
+        measured times) spread over the workers that can take the job; None where nothing has been measured, or where no
+        work that is done brings the job nearer.
         """
-        model = record.request.model
         ahead = self.ahead(record)
-        serving = self._fleet.serving(model)
-        taking = [lease for lease in serving if self._operators.takes_jobs(lease.worker)]
-        why, message = self._why(record, serving, taking)
+        able, why, message = self._able(record)
         if not why:
             why, message = ("next", "") if ahead == 0 else ("jobs_ahead", f"{ahead} of this model go before it")
-        eta_s = self._eta_s(model, ahead, taking) if why in ("next", "jobs_ahead") else None
-        error_s = self.errors_s.get(model)
+        guess = self._guess(record, ahead, able) if why in ("next", "jobs_ahead") else None
+        if guess is None:
+            return QueueView(position=ahead + 1, eta_s=None, why=why, message=message)
+        errors = self._errors[record.request.model]
         return QueueView(
             position=ahead + 1,
-            eta_s=eta_s,
+            eta_s=round(guess.eta_s, 1),
+            eta_error_s=_rounded(errors.start.error_s(guess.eta_s, guess.each_s)),
+            end_s=round(guess.end_s, 1),
+            end_error_s=_rounded(errors.end.error_s(guess.end_s, guess.each_s)),
             why=why,
-            eta_error_s=None if eta_s is None or error_s is None else round(error_s, 1),
             message=message,
         )
 
@@ -110,9 +136,28 @@ class Waiting:
         )
         return own + sum(others)
 
-    def _why(self, record: JobRecord, serving: list[WorkerLease], taking: list[WorkerLease]) -> tuple[str, str]:
-        """What holds the job back, if it is not other jobs."""
-        model, asked = record.request.model, record.request.parallel
+    def _able(self, record: JobRecord) -> tuple[list[WorkerLease], str, str]:
+        """The workers that could take the job, and what holds it back, if it is not other jobs."""
+        request, fleet = record.request, self._fleet
+        serving = fleet.serving(request.model)
+        offering = [lease for lease in serving if _offers(request.parallel, lease)]
+        card = fleet.models.get(request.model)
+        roomy = [lease for lease in offering if has_room(card, request, lease)]
+        able = [lease for lease in roomy if self._operators.takes_jobs(lease.worker)]
+        why, message = self._why(record, serving)
+        if not why and serving and not offering:
+            why, message = "layout_unavailable", "no worker offers the layout that was asked for"
+        if not why and offering and not roomy and card is not None:
+            why, message = "memory", too_large(card, request, offering)
+        if not why and not able:
+            drained = all(self._operators.drained(lease.worker) for lease in roomy)
+            why = "workers_drained" if drained else "workers_quarantined"
+            all_of_them = f"every worker that serves {request.model}"
+            message = f"{all_of_them} is drained" if drained else f"{all_of_them} has failed too often or is drained"
+        return able, why, message
+
+    def _why(self, record: JobRecord, serving: list[WorkerLease]) -> tuple[str, str]:
+        model = record.request.model
         operators = self._operators
         if operators.queue.held:
             return "held", operators.queue.reason or "the queue is held"
@@ -126,12 +171,6 @@ class Waiting:
             if self._fleet.starting(model):
                 return "worker_starting", "a worker is loading"
             return "no_worker", f"no worker serves {model}"
-        if asked != Parallel() and not any(fits(asked, layout) for lease in serving for layout in lease.layouts):
-            return "layout_unavailable", "no worker offers the layout that was asked for"
-        if not taking:
-            if all(operators.drained(lease.worker) for lease in serving):
-                return "workers_drained", f"every worker that serves {model} is drained"
-            return "workers_quarantined", f"every worker that serves {model} has failed too often or is drained"
         return "", ""
 
     def _rest_s(self, record: JobRecord) -> float:
@@ -142,37 +181,87 @@ class Waiting:
 
     # --- when --------------------------------------------------------------------------------------------------------
 
-    def _eta_s(self, model: str, ahead: int, serving: list[WorkerLease]) -> float | None:
-        executing = self._queue.executing(model)
-        slots = max(1, sum(lease.capacity for lease in serving))
-        if ahead == 0 and len(executing) < slots:
-            return 0.0
-        step_s = mean_step_s(model, serving)
-        if step_s is None:
-            return None
-        running = sum(self._remaining(busy, step_s) for busy in executing)
-        return round((running + ahead * step_s * self._queue.mean_steps(model)) / slots, 1)
+    def _guess(self, record: JobRecord, ahead: int, able: list[WorkerLease]) -> Guess | None:
+        now, model = self._clock.monotonic(), record.request.model
+        key = model, tuple(lease.worker for lease in able)
+        known = self._starts.get(key)
+        if known is None or now - known.at >= _STARTS_S:
+            if len(self._starts) > 256:
+                self._starts.clear()
+            known = self._compute(model, able, now)
+            if known is None:
+                return None
+            self._starts[key] = known
+        takes = [self._estimates.takes_s(record, kind_of(lease)) for lease in able]
+        measured = [seconds for seconds in takes if seconds is not None]
+        takes_s = sum(measured) / len(measured) if measured else known.each_s
+        eta_s = max(0.0, known.starts.at(ahead) - (now - known.at))
+        return Guess(at=now, eta_s=eta_s, end_s=eta_s + takes_s, each_s=known.each_s)
 
-    def _remaining(self, record: JobRecord, step_s: float) -> float:
+    def _compute(self, model: str, able: list[WorkerLease], now: float) -> _Computed | None:
+        estimates, slots, times = self._estimates, list[tuple[float, float]](), list[float]()
+        for lease in able:
+            kind = kind_of(lease)
+            for name, step_s in lease.step_s.items():
+                estimates.paces.told(name, kind, step_s)
+            each_s = estimates.each_s(model, kind)
+            if each_s is None:
+                continue
+            times.append(each_s)
+            load_s = 0.0
+            if lease.loaded_models and model not in lease.loaded_models:
+                load_s = lease.load_s.get(model, 0.0)
+            left = sorted(self._left_s(job, left_s) for job, left_s in estimates.left_s(lease.worker, kind, now))
+            busy = left[: lease.capacity]
+            slots += [(left_s + load_s, each_s) for left_s in busy]
+            slots += [(load_s, each_s)] * (lease.capacity - len(busy))
+        if not slots:
+            return None
+        return _Computed(now, sum(times) / len(times), Starts(slots))
+
+    def _left_s(self, record: JobRecord, left_s: float) -> float:
         progress = self._progress_of(record)
-        if progress is not None and progress.eta_s is not None:
-            return progress.eta_s
-        return record.request.steps * record.request.n * step_s
+        return left_s if progress is None or progress.eta_s is None else progress.eta_s
+
+    # --- what is seen ------------------------------------------------------------------------------------------------
 
     def changed(self, record: JobRecord) -> None:
         """A record was seen: some estimates are remembered, and compared with what came."""
-        guess = self._guesses.pop(record.id, None)
-        now = self._clock.monotonic()
+        now, model = self._clock.monotonic(), record.request.model
+        lease = self._fleet.lease(record.worker) if record.worker is not None else None
+        kind = None if lease is None else kind_of(lease)
+        self._estimates.seen(record, now - self._waited_s(record.id), kind)
+        guess = self._guesses.get(record.id)
         if record.state is State.QUEUED:
-            if guess is not None:
-                self._guesses[record.id] = guess
-            elif now - self._sampled >= _SAMPLE_EVERY_S and len(self._guesses) < _SAMPLES_KEPT:
+            if guess is None and now - self._sampled >= _SAMPLE_EVERY_S:
                 self._sampled = now
-                eta_s = self.view(record).eta_s
-                if eta_s is not None:
-                    self._guesses[record.id] = _Guess(eta_s, now)
-        elif guess is not None and record.state in (State.ASSIGNED, State.RUNNING):
-            error_s = abs(now - guess.at - guess.eta_s)
-            model = record.request.model
-            known = self.errors_s.get(model)
-            self.errors_s[model] = error_s if known is None else known + _LEARN * (error_s - known)
+                self.remember(record)
+        elif guess is None:
+            return
+        elif record.state in TERMINAL:
+            del self._guesses[record.id]
+            if record.state is State.SUCCEEDED and record.epoch == 1:
+                self._errors[model].end.add(guess.end_s, now - guess.at, guess.each_s)
+        elif record.state is State.ASSIGNED and record.epoch == 1:
+            self._errors[model].start.add(guess.eta_s, now - guess.at, guess.each_s)
+
+    def remember(self, record: JobRecord) -> Guess | None:
+        """Estimate when a queued job starts, and compare it with what comes."""
+        able, why, _ = self._able(record)
+        guess = None if why else self._guess(record, self.ahead(record), able)
+        if guess is not None and len(self._guesses) < _SAMPLES_KEPT:
+            self._guesses[record.id] = guess
+        return guess
+
+    def forget(self, job: str) -> None:
+        """The job is not in the view any more."""
+        self._estimates.forget(job)
+        self._guesses.pop(job, None)
+
+
+def _offers(asked: Parallel, lease: WorkerLease) -> bool:
+    return asked == Parallel() or any(fits(asked, layout) for layout in lease.layouts)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -19,7 +19,14 @@ from tests.support.memory_bus import MemoryBroker
 HEARTBEAT_S = 5.0
 
 #: What a queued job says while no worker is there.
-NOBODY = {"eta_s": None, "eta_error_s": None, "why": "no_worker", "message": "no worker serves wan-demo"}
+NOBODY = {
+    "eta_s": None,
+    "eta_error_s": None,
+    "why": "no_worker",
+    "message": "no worker serves wan-demo",
+    "end_s": None,
+    "end_error_s": None,
+}
 
 
 @pytest.fixture

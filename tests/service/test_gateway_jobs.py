@@ -217,18 +217,19 @@ async def test_the_eta_comes_from_measured_steps(gw: GatewayUnderTest, fleet: Fl
     await fleet.lease("w2", state=WorkerState.BUSY, step_s=0.5)
     running, fresh = (await gw.submit())["id"], (await gw.submit())["id"]
     await fleet.run(running)
-    await fleet.run(fresh)
-    await fleet.progress(running, 1, 6)  # says 2 s more; the other is taken at 8 steps of 0.5 s
+    await fleet.run(fresh, worker="w2")
+    await fleet.progress(running, 1, 6)  # says 2 s more; the other has run for 1 s of 8 steps of 0.5 s
     await gw.clock.advance(1)
     waiting = []
     for _ in range(3):
         waiting.append((await gw.submit(steps=10))["id"])
         await gw.clock.advance(0.01)
     ahead = "{} of this model go before it"
+    unknown = {"eta_error_s": None, "end_error_s": None}
     assert [(await gw.view(str(job)))["queue"] for job in waiting] == [
-        {"position": 1, "eta_s": 3.0, "eta_error_s": 0.0, "why": "next", "message": ""},
-        {"position": 2, "eta_s": 5.5, "eta_error_s": 0.0, "why": "jobs_ahead", "message": ahead.format(1)},
-        {"position": 3, "eta_s": 8.0, "eta_error_s": 0.0, "why": "jobs_ahead", "message": ahead.format(2)},
+        {"position": 1, "eta_s": 2.0, "end_s": 7.0, "why": "next", "message": "", **unknown},
+        {"position": 2, "eta_s": 3.0, "end_s": 8.0, "why": "jobs_ahead", "message": ahead.format(1), **unknown},
+        {"position": 3, "eta_s": 7.0, "end_s": 12.0, "why": "jobs_ahead", "message": ahead.format(2), **unknown},
     ]
 
 

@@ -264,8 +264,11 @@ class Fleet:
         held: tuple[Held, ...] = (),
         step_s: float | None = None,
         models: tuple[str, ...] = (CARD.name,),
+        device_memory: int = 0,
+        loaded_models: tuple[str, ...] = (),
+        load_s: float = 0.0,
     ) -> None:
-        """A worker renews its lease."""
+        """A worker renews its lease. ``step_s``, ``load_s``: of each of its models."""
         self._beat += 1
         lease = WorkerLease(
             worker=worker,
@@ -279,6 +282,9 @@ class Fleet:
             full_width=full_width,
             held=held,
             step_s={} if step_s is None else dict.fromkeys(models, step_s),
+            device_memory=device_memory,
+            loaded_models=loaded_models,
+            load_s=dict.fromkeys(models, load_s),
         )
         await self.bus.bucket(WORKERS.name).put(worker, encode(lease))
         await settle()
@@ -305,9 +311,9 @@ class Fleet:
     async def assign(self, job: object, worker: str = "w1") -> JobRecord:
         return await self.move(job, lambda r, s: lifecycle.assign(r, worker, f"{worker}-1", s))
 
-    async def run(self, job: object) -> JobRecord:
+    async def run(self, job: object, worker: str = "w1") -> JobRecord:
         """Assign the job and let it run."""
-        await self.assign(job)
+        await self.assign(job, worker)
         return await self.move(job, lifecycle.run)
 
     async def progress(self, job: object, epoch: int, step: int, total: int = 8, stage: str = "denoise") -> None:
@@ -317,7 +323,9 @@ class Fleet:
         await self.bus.bucket(PROGRESS.name).put(str(job), encode(message))
         await settle()
 
-    async def finish(self, job: object, content: bytes = b"0123456789", media_type: str = "video/mp4") -> JobRecord:
+    async def finish(
+        self, job: object, content: bytes = b"0123456789", media_type: str = "video/mp4", ran_s: float = 1.5
+    ) -> JobRecord:
         """End a running job with one output of that content."""
         record = await self.record(job)
         stored = await self.artifacts.put(output_key(record.id, record.epoch, "0.mp4"), content)
@@ -326,7 +334,7 @@ class Fleet:
         )
 
         def end(running: JobRecord, stamp: Stamp) -> JobRecord:
-            folded = lifecycle.fold(running, running.epoch, Succeeded(outputs=(made,)), 1.5, stamp)
+            folded = lifecycle.fold(running, running.epoch, Succeeded(outputs=(made,)), ran_s, stamp)
             assert folded is not None
             return folded
 
