@@ -156,7 +156,8 @@ def test_a_card_is_derived_from_a_folder(checkpoints: Folders) -> None:
     card = catalog.served_card(Pool(model="x", serve_as="mine", cache=cache), found, None)
     assert (card.name, card.heads, card.cache, card.tasks) == ("mine", 8, cache, ("image-to-video",))
     assert (card.width.multiple_of, card.num_frames.multiple_of, card.num_frames.offset) == (16, 4, 1)
-    assert catalog.derive(checkpoint.read(checkpoints("wan21-t2v"))).tasks == ("text-to-video", "text-to-image")
+    text = catalog.derive(checkpoint.read(checkpoints("wan21-t2v")))
+    assert text.tasks == ("text-to-video", "text-to-image", "video-to-video")
 
 
 def test_a_folder_may_say_more_of_itself(copy: Path) -> None:
