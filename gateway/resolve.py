@@ -99,7 +99,7 @@ def resolve(
         guidance_scale=number(body.guidance_scale, card.guidance_scale, "guidance_scale"),
         guidance_scale_2=_second_guidance(body, card),
         shift=number(body.shift, card.shift, "shift"),
-        strength=_of_some_tasks(body.strength, card.strength, "strength", task, tasks.has_strength(task)),
+        strength=_strength(body, card, task),
         control_scale=_of_some_tasks(
             body.control_scale, card.control_scale, "control_scale", task, tasks.has_control(task)
         ),
@@ -181,6 +181,14 @@ def _of_some_tasks(
     if given is not None:
         raise InvalidRequest(f"{task} has none" if allowed is not None else "the model has none", field)
     return None
+
+
+def _strength(body: SubmitBody, card: ModelCard, task: str) -> float | None:
+    strength = _of_some_tasks(body.strength, card.strength, "strength", task, tasks.has_strength(task))
+    steps = integer(body.steps, card.steps, "steps")
+    if strength is not None and int(strength * steps) < 1:
+        raise InvalidRequest(f"{strength:g} of {steps} steps is less than one step: nothing would change", "strength")
+    return strength
 
 
 def _second_guidance(body: SubmitBody, card: ModelCard) -> float | None:

@@ -83,6 +83,7 @@ def test_the_files_tell_the_task(card: ModelCard, files: tuple[str, ...], task: 
         (CARD, ("image", "references.0"), {}, "references", "wan-demo takes none"),
         (replace(EDITING, also_takes=()), ("video", "mask"), {}, "mask", "vace takes none"),
         (CLIPS, ("video",), {"strength": 0.05}, "strength", "from 0.1 to 1"),
+        (CLIPS, ("video",), {"strength": 0.3, "steps": 3}, "strength", "less than one step"),
         (CLIPS, (), {"strength": 0.5}, "strength", "text-to-video has none"),
         (CARD, (), {"strength": 0.5}, "strength", "the model has none"),
         (EDITING, (), {"control_scale": 1.0}, "control_scale", "text-to-video has none"),
