@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from litestar import Litestar
 
 from gateway.app import create_app
 from gateway.parts import Gateway
-from shared import garbage
+from shared import environment, garbage
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
@@ -97,6 +98,9 @@ def main() -> None:
     try:
         settings = load()
         configure("gateway", settings)
+        for line in environment.advice(os.environ, of_pool=False):
+            log(__name__).warning("environment_name_does_nothing", advice=line)
+        garbage.loading()
         uvloop.run(serve(settings))
     except GenfleetError as error:
         sys.exit(f"gateway: {error}")

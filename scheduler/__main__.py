@@ -62,6 +62,7 @@ def main() -> None:
     except GenfleetError as error:
         sys.exit(f"scheduler: {error}")
     configure("scheduler", settings)
+    garbage.loading()
     uvloop.run(serve(settings))
 
 
