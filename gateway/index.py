@@ -73,17 +73,18 @@ class JobIndex:
 
     def move(self, before: JobRecord, after: JobRecord) -> None:
         """The record changed: nearly always its state alone."""
-        old, new = _entries(before), _entries(after)
-        self._drop(old - new)
-        self._put(new - old)
+        for old, new in zip(_entries(before), _entries(after), strict=True):
+            if old != new:
+                self._drop((old,))
+                self._put((new,))
         self.states[before.state] -= 1
         self.states[after.state] += 1
 
-    def _put(self, entries: frozenset[_Entry]) -> None:
+    def _put(self, entries: tuple[_Entry, ...]) -> None:
         for key, place in entries:
             self._lists[key].add(place)
 
-    def _drop(self, entries: frozenset[_Entry]) -> None:
+    def _drop(self, entries: tuple[_Entry, ...]) -> None:
         for key, place in entries:
             places = self._lists[key]
             places.remove(place)
@@ -113,16 +114,14 @@ class JobIndex:
 _Entry = tuple[tuple[str, str, str], Place]
 
 
-def _entries(record: JobRecord) -> frozenset[_Entry]:
+def _entries(record: JobRecord) -> tuple[_Entry, ...]:
     tenant = record.tenant
     place = Place(record.created_at, record.id)
-    return frozenset(
-        {
-            ((tenant, "all", ""), place),
-            ((tenant, "state", str(record.state)), place),
-            ((tenant, "model", record.request.model), place),
-            ((tenant, "task", record.request.task), place),
-        }
+    return (
+        ((tenant, "all", ""), place),
+        ((tenant, "state", str(record.state)), place),
+        ((tenant, "model", record.request.model), place),
+        ((tenant, "task", record.request.task), place),
     )
 
 

@@ -33,7 +33,16 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._series: dict[tuple[str, str, int], tuple[Histogram, Counter]] = {}
         self.registry.register(_Fleet(live, bus))
+
+    def _of(self, method: str, route: str, status: int) -> tuple[Histogram, Counter]:
+        """The two series of such an answer; looked up by their labels once, which costs more than to count."""
+        found = self._series.get((method, route, status))
+        if found is None:
+            found = self._seconds.labels(method, route), self._requests.labels(method, route, str(status))
+            self._series[method, route, status] = found
+        return found
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -52,8 +61,9 @@ class Metrics:
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    self._seconds.labels(method, route).observe(perf_counter() - start)
-                    self._requests.labels(method, route, str(message["status"])).inc()
+                    seconds, requests = self._of(method, route, message["status"])
+                    seconds.observe(perf_counter() - start)
+                    requests.inc()
                 await send(message)
 
             await app(scope, receive, watched)

@@ -287,7 +287,9 @@ def _stored(meta: ObjectMeta) -> Stored:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= _SMALL:  # ``file_digest`` takes a quarter of a MiB for any file
+            return hashlib.sha256(file.read()).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
