@@ -63,8 +63,10 @@ def load(
     on_loading: OnLoading = lambda *_: None,
     sharding: Sharding | None = None,
     on_host: tuple[str, ...] = (),
+    without_text: bool = False,
 ) -> Components:
-    """All parts of the checkpoint on that device, those named ``on_host`` on the host, in eval mode without gradients.
+    """All parts of the checkpoint on that device, those named ``on_host`` on the host, in eval mode without gradients;
+    ``without_text`` leaves the text encoder out.
 
     The VAE is kept in float32; the parts of a model that its class wants in float32 are, too.
 
@@ -74,6 +76,8 @@ def load(
     there = {name: parts.of(checkpoint, name) for name in WITH_TENSORS if name in checkpoint.parts}
     if not checkpoint.has_clip:
         there.pop("image_encoder", None)
+    if without_text:
+        there.pop("text_encoder", None)
     progress = _Progress(sum(part.size for part in there.values()), on_loading)
     loaded: dict[str, Any] = {}
     for name, part in there.items():
@@ -94,7 +98,7 @@ def load(
     return Components(
         tuple(loaded[name] for name in ("transformer", "transformer_2") if name in loaded),
         loaded["vae"],
-        loaded["text_encoder"],
+        loaded.get("text_encoder"),
         _tokenizer(checkpoint),
         loaded.get("image_encoder"),
         _image_processor(checkpoint, loaded["image_encoder"]) if "image_encoder" in loaded else None,

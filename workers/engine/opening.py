@@ -45,7 +45,18 @@ def open_model(pool: Pool, device: Device, mesh: Mesh, on_loading: OnLoading = l
 
     dtype = _DTYPES.get(pool.dtype, device.dtype)
     on_host = offload.on_host(pool.offload, 2 if "transformer_2" in found.parts else 1)
-    components = load(found, device.torch_device, dtype, on_loading, _sharding(pool, mesh), on_host)
+    text_on_host = pool.text_encoder == "cpu"
+    if text_on_host:
+        on_host = (*on_host, "text_encoder")
+    components = load(
+        found,
+        device.torch_device,
+        dtype,
+        on_loading,
+        _sharding(pool, mesh),
+        on_host,
+        without_text=text_on_host and mesh.rank > 0,
+    )
     return Wan(found, components, card, pool, device, mesh)
 
 

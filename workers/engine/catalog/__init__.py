@@ -113,6 +113,8 @@ def served_card(pool: Pool, checkpoint: Checkpoint, catalogued: ModelCard | None
     item = _BYTES.get(pool.dtype, _BYTES["float32" if on_host else "bfloat16"])
     runtime = 0 if on_host else footprints.RUNTIME
     sizes = of_checkpoint(checkpoint)
+    if pool.text_encoder == "cpu" and not on_host:
+        sizes = replace(sizes, text_encoder=0)
     taken = footprints.of_card(sizes, card, item, runtime=runtime, offload=pool.offload, quant=pool.quant)
     return replace(card, footprints=taken)
 

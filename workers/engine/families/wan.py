@@ -76,7 +76,16 @@ class Wan:
         length = checkpoint.extras.max_sequence_length
         if checkpoint.has_clip:
             length = _CLIP_TEXT_TOKENS
-        self._encode_text = TextEncoder(components.tokenizer, components.text_encoder, device.torch_device, length)
+        on_host = pool.text_encoder == "cpu"
+        self._encode_text = TextEncoder(
+            components.tokenizer,
+            components.text_encoder,
+            device.torch_device,
+            length,
+            checkpoint.transformer.text_dim,
+            run_on=torch.device("cpu") if on_host else device.torch_device,
+            share=mesh.share if on_host and mesh.world > 1 else None,
+        )
         mesh.place(self.layouts[0])
 
     # --- before a job --------------------------------------------------------------------------------------------
@@ -140,7 +149,7 @@ class Wan:
 
     def _pass(self, frames: int, rows: int, columns: int) -> None:
         """A step from nothing, and of its result the decoding of one latent frame."""
-        text = self._encode_text(self.card.negative_prompt)
+        (text,) = self._encode_text.keep(self._encode_text.encode((self.card.negative_prompt,)))
         latents = torch.zeros(1, self._checkpoint.vae.z_dim, frames, rows, columns, device=text.device)
         place = self.prepare(self.layouts[0], Cache(None, 0))
         model = self._model(Conditions((text, text), self._conditioner.blank(latents)))
@@ -157,8 +166,9 @@ class Wan:
 
     def forget(self) -> None:
         """As ``Family.forget``."""
-        for model in self._transformers:
-            fsdp.give_back(model)
+        for model in (*self._transformers, self._encode_text.model):
+            if model is not None:
+                fsdp.give_back(model)
         for sequence in self._sequences:
             sequence.cache.clear()
             sequence.skipper.clear()
@@ -221,9 +231,10 @@ class Wan:
 
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
-        prompts = [request.prompt, request.negative_prompt] if _is_guided(request) else [request.prompt]
+        prompts = (request.prompt, request.negative_prompt) if _is_guided(request) else (request.prompt,)
         with course.exchanging(0):
-            return tuple(self._encode_text(prompt) for prompt in prompts)
+            encoded = self._encode_text.encode(prompts)
+        return self._encode_text.keep(encoded)
 
     def conditions(self, job: Job, texts: tuple[Tensor, ...], course: Course) -> Conditions:
         """All that the job's denoiser is conditioned with."""

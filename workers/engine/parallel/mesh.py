@@ -8,9 +8,11 @@ first used, which is the same job on all ranks, so that all ranks make all group
 from __future__ import annotations
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shared.messages import Layout
+from workers.engine.parallel.collective import collective
 from workers.engine.parallel.guard import Guard
 
 
@@ -85,6 +87,11 @@ class Mesh:
         blocks = [list(range(first, first + size)) for first in range(0, self.world, size)]
         mine: dist.ProcessGroup = dist.new_subgroups_by_enumeration(blocks, backend="gloo")[0]
         return mine
+
+    def share(self, tensor: Tensor) -> None:
+        """Rank 0's tensor on every rank, in place. Collective."""
+        with collective():
+            dist.broadcast(tensor, 0, group=self.everyone)
 
     def flat(self) -> DeviceMesh:
         """All ranks in one dimension, for sharded weights; collective the first time."""
