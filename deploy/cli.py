@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from deploy import jobs, operators
+from deploy import jobs, models, operators
 from deploy.client import Gateway, Refused, Unreachable
 from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, print_json, setting, settings_from
 from shared.errors import GenfleetError, SettingsError
@@ -39,6 +39,11 @@ app = App(
 )
 pool_app = App(name="pool", help="Pool files: what a worker serves, and with what.", group=_OTHER)
 app.command(pool_app)
+models.app.group = (_OTHER,)
+app.command(models.app)
+app.command(
+    "deploy.doctor:doctor", name="doctor", group=_OTHER, help="Say what is wrong with this machine and its pools."
+)
 for command in (jobs.submit, jobs.watch, jobs.cancel, jobs.jobs):
     app.command(command, group=_JOBS)
 app.command(operators.retry, group=_JOBS)
@@ -62,7 +67,9 @@ def up(
     port: Port = None,
     data_dir: Annotated[str | None, setting("data_dir", "Folder for the queue, files, logs and pools.")] = None,
     workers: Annotated[int | None, setting("workers", "Number of workers.")] = None,
-    group_size: Annotated[int | None, setting("group_size", "Ranks of each worker's group, one per device.")] = None,
+    group_size: Annotated[
+        int | None, setting("group_size", "Ranks of each worker's group, one per device; 0: all.")
+    ] = None,
     device: Annotated[str | None, setting("device", "auto, cpu, cuda or npu.")] = None,
     devices: Annotated[str | None, setting("devices", "Indices with commas, workers × group size of them.")] = None,
     model: Annotated[

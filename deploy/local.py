@@ -28,12 +28,13 @@ from msgspec.structs import replace
 
 from deploy import nats
 from deploy.datafolder import DataFolder, write_private
-from deploy.plan import Places, PlanError, Programs, address, plan, pool_files, worker_names
+from deploy.plan import Places, PlanError, Programs, address, plan, pool_files, sized, worker_names
 from deploy.ports import PortInUse, check_free, free_port
 from deploy.process import Child, Ended, last_lines
 from shared.clock import Clock, SystemClock
 from shared.errors import GenfleetError
 from shared.settings import Settings
+from workers import detection
 
 #: A process that ends so often in a row before the fleet was ever ready will not come up.
 HOPELESS = 5
@@ -113,6 +114,7 @@ class LocalFleet:
             FolderError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
         """
         settings = replace(self._given, model=_model(self._given.model))
+        settings = sized(settings, detection.choose(settings.device, os.environ))
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         pools = pool_files(settings, cores)
         self._folder.open()

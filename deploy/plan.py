@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from deploy.process import ProcessSpec
 from shared.errors import GenfleetError
 from shared.settings import PREFIX, Settings, to_environ, variable
+from workers.detection import Found
 
 #: A Unix socket's path must fit into 108 bytes with its end; the agent adds a folder and a name of its own.
 LONGEST_RUNTIME_DIR = 60
@@ -70,6 +71,25 @@ class Programs:
 def worker_names(settings: Settings) -> tuple[str, ...]:
     """The workers' names, which are their pools' too."""
     return tuple(f"worker-{index}" for index in range(settings.workers))
+
+
+def sized(settings: Settings, found: Found) -> Settings:
+    """The settings with what ``--device auto`` and ``--group-size 0`` mean on a machine with these devices: groups of a
+    power of two, because models' attention heads divide by those.
+
+    Raises:
+        PlanError: there are not as many devices as workers.
+    """
+    if settings.group_size:
+        return settings
+    if found.kind == "cpu":
+        return replace(settings, device="cpu", group_size=1)
+    each = (len(settings.devices.split(",")) if settings.devices else found.count) // settings.workers
+    if not each:
+        raise PlanError(f"--workers {settings.workers}, but {found.count} devices ({found.kind}) were found")
+    size = 1 << (each.bit_length() - 1)
+    taken = ",".join(settings.devices.split(",")[: size * settings.workers]) if settings.devices else ""
+    return replace(settings, device=found.kind, group_size=size, devices=taken)
 
 
 def split_devices(settings: Settings) -> tuple[tuple[int, ...], ...]:

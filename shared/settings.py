@@ -112,10 +112,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     #: How long a drained worker may go on with its job before it hands the job back.
     drain_grace_s: Annotated[float, Meta(ge=0)] = 600.0
 
+    # checkpoints: `genfleet models`, and workers whose pool says `download = true`
+    #: Where `models pull` puts checkpoints; workers look there after the folders of MODEL_CKPT_DIR.
+    models_dir: str = "genfleet-data/models"
+    #: Which hub they come from.
+    models_hub: Literal["huggingface", "modelscope", "modelers"] = "huggingface"
+    #: Address of a mirror of that hub; empty: the hub itself.
+    models_mirror: str = ""
+    #: For repositories that are not public; sent to that address only.
+    models_token: str = ""
+
     # `genfleet up`
     data_dir: str = "genfleet-data"
     workers: Count = 1
-    group_size: Count = 1
+    #: Ranks of each worker's group; 0: a power of two, as many as the devices that are found allow.
+    group_size: Annotated[int, Meta(ge=0)] = 1
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     devices: str = ""
     model: str = "wan-demo"

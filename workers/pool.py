@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr, replace
 
 from shared.errors import GenfleetError
 from shared.messages import AttentionCache, StepCache
-from workers import pool_environment, pool_lora
+from workers import detection, pool_environment, pool_lora
 from workers.pool_acceleration import AttentionName, Offload, Quant, conflict
 from workers.pool_lora import PoolLora
 
@@ -88,6 +88,8 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         lora: LoRAs of ``model``.
         capacity: jobs at once. Only the dummy engine can hold more than one; a torch group does one at a time.
         env: further environment of the ranks.
+        download: the worker may pull a model that is not on its machine, before its group first starts with it.
+        revision: the commit (or tag) of the model's repository that is then pulled.
     """
 
     model: str
@@ -113,6 +115,8 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     others: tuple[OtherModel, ...] = ()
     limits: PoolLimits = PoolLimits()
     env: dict[str, str] = {}
+    download: bool = False
+    revision: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
 
     def __post_init__(self) -> None:
         if self.text_encoder == "fsdp" and not self.layout.t5_fsdp:
@@ -199,9 +203,23 @@ def _checked(values: dict[str, Any], source: str) -> Pool:
             raise PoolError(f"{source}: {wrong}")
     if pool.step_cache is not None and not 0 <= pool.step_cache.threshold <= 1:
         raise PoolError(f"{source}: `step_cache.threshold` is from 0 to 1, not {pool.step_cache.threshold:g}")
+    if wrong := _download_fault(pool):
+        raise PoolError(f"{source}: {wrong}")
     if pool.model == "dummy" and pool.lora:
         raise PoolError(f"{source}: `lora`: the dummy engine has no weights")
     return pool
+
+
+def _download_fault(pool: Pool) -> str:
+    if not pool.download:
+        return "`revision` is of `download`, which is not set" if pool.revision is not None else ""
+    if pool.revision is None:
+        return "`download` needs `revision`: the commit of the model's repository that every worker is to have"
+    if pool.others:
+        return "`download` is for pools of one model: pull the others with `genfleet models pull`"
+    if pool.model == "dummy" or "/" in pool.model:
+        return "`download` needs `model` to be a name of `genfleet models list`"
+    return ""
 
 
 def _check_layout(layout: PoolLayout, width: int, source: str) -> None:
@@ -229,10 +247,6 @@ def read(path: Path) -> Pool:
     return parse(text, source=str(path), environ=os.environ)
 
 
-#: By device word: the variable with which its runtime is shown some of the machine's devices only.
-VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
-
-
 def visible_devices(pool: Pool, width: int, first: int, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that show a group of ``width`` ranks its devices and no others: those at ``first`` and on in the
     pool's list. Indices count within what ``environ`` already shows (a container that was given cards 4 to 7 calls
@@ -241,7 +255,7 @@ def visible_devices(pool: Pool, width: int, first: int, environ: Mapping[str, st
         return {}
     wanted = (pool.devices or tuple(range(pool.width)))[first : first + width]
     chosen = {}
-    for device, variable in VISIBLE_DEVICES.items():
+    for device, variable in detection.VISIBLE.items():
         if pool.device in (device, "auto"):
             shown = [word for word in environ.get(variable, "").split(",") if word]
             chosen[variable] = ",".join(shown[i] if i < len(shown) else str(i) for i in wanted)

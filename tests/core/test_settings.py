@@ -133,8 +133,8 @@ def test_an_option_wins_over_all_and_is_named_when_it_is_wrong() -> None:
     environ = {"GENFLEET_PORT": "9000", "GENFLEET_GROUP_SIZE": "4"}
     settings = load(environ, {"port": 9001})
     assert (settings.port, settings.group_size) == (9001, 4)
-    with pytest.raises(SettingsError, match=r"^--group-size: Expected `int` >= 1"):
-        load(environ, {"group_size": 0})
+    with pytest.raises(SettingsError, match=r"^--group-size: Expected `int` >= 0"):
+        load(environ, {"group_size": -1})
 
 
 def test_the_documentation_names_every_setting_with_its_default() -> None:

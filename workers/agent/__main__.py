@@ -6,6 +6,7 @@ Exit status: 0 after SIGTERM or SIGINT, 1 for anything else, with one line on st
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import prometheus_client
 import uvloop
 
-from shared import garbage, nats_bus, settings, telemetry
+from shared import environment, garbage, nats_bus, settings, telemetry
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError, SettingsError
@@ -112,6 +113,8 @@ def main() -> None:
         pool_path = Path(given.pool).absolute()
         pool = pools.read(pool_path)
         telemetry.configure("worker", given)
+        for line in environment.advice(os.environ, of_pool=True):
+            telemetry.log(__name__).warning("environment_name_does_nothing", advice=line)
         uvloop.run(serve(given, pool, pool_path))
     except GenfleetError as error:
         sys.exit(str(error))

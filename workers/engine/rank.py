@@ -95,9 +95,10 @@ def _environment(pool: Pool, kind: Kind, world: int) -> None:
     # Threads that spin at a barrier while others want the core make a step several times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The agent has shown this group its devices, which may be a part of the pool's; by hand the pool's are meant.
     name = devices.visible_env(kind)
     if name and pool.devices:
-        os.environ[name] = ",".join(str(index) for index in pool.devices)
+        os.environ.setdefault(name, ",".join(str(index) for index in pool.devices))
     os.environ.update(pool.env)
 
 

@@ -5,36 +5,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
+
+from workers import detection
 
 if TYPE_CHECKING:
     from workers.engine.devices.base import Device, Kind
 
-_NPU = Path("/dev/davinci_manager")
-_CUDA = Path("/dev/nvidiactl")
-
 
 def detect(wanted: str = "auto") -> Kind:
-    """The kind of device to use: the wanted one, or the best that this machine has device files for."""
-    match wanted:
-        case "cpu" | "cuda" | "npu":
-            return wanted
-        case _:
-            return "npu" if _NPU.exists() else "cuda" if _CUDA.exists() else "cpu"
+    """The kind of device to use: the wanted one, or the best that this machine shows this process."""
+    return detection.choose(wanted, os.environ).kind
 
 
 def visible_env(kind: Kind) -> str:
     """The environment name by which the vendor's runtime is told which devices to see; empty on CPU."""
-    match kind:
-        case "cuda":
-            return "CUDA_VISIBLE_DEVICES"
-        case "npu":
-            return "ASCEND_RT_VISIBLE_DEVICES"
-        case "cpu":
-            return ""
-        case _:
-            assert_never(kind)
+    return detection.VISIBLE.get(kind, "")
 
 
 def hardware_name(kind: Kind) -> str:
