@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.dialects import hidream, multigpu_i2v, submit_paths, wan_api
+from gateway.dialects import health, hidream, multigpu_i2v, submit_paths, wan_api
 from gateway.dialects.openai import images, videos
 from gateway.openapi import Operation
 from shared.errors import SettingsError
@@ -13,9 +13,9 @@ from shared.errors import SettingsError
 #: By the names of the setting ``dialects``, the modules with their routes (``HANDLERS``) and what is said of them
 #: (``OPERATIONS``).
 _MODULES: dict[str, tuple[Any, ...]] = {
-    "multigpu": (multigpu_i2v,),
-    "wan-api": (wan_api, submit_paths),
-    "hidream": (hidream, submit_paths),
+    "multigpu": (multigpu_i2v, health),
+    "wan-api": (wan_api, submit_paths, health),
+    "hidream": (hidream, submit_paths, health),
     "openai": (videos, images),
 }
 

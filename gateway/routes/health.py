@@ -9,6 +9,8 @@ from litestar import MediaType, get
 from litestar.params import FromPath
 from litestar.response import Response
 
+from gateway.dialects import registry
+from gateway.dialects.wan_api import monitored
 from gateway.parts import VERSION, AnyRequest, answer, gateway_of
 from gateway.problems import Problem, not_found
 from gateway.schema import HealthView, ServiceView, VersionView
@@ -84,9 +86,17 @@ async def readyz(request: AnyRequest) -> Response[bytes]:
 
 @get("/metrics")
 async def metrics(request: AnyRequest) -> Response[bytes]:
-    """For Prometheus."""
-    page = gateway_of(request).metrics.page()
+    """For Prometheus; for a client that wants JSON the few numbers that ``wan-api-server`` gives there."""
+    gateway = gateway_of(request)
+    if _wants_json(request.headers.get("accept", "")) and "wan-api" in registry.enabled(gateway.settings.dialects):
+        return answer(monitored(gateway))
+    page = gateway.metrics.page()
     return Response(page, media_type="text/plain; version=0.0.4")
+
+
+def _wants_json(accept: str) -> bool:
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return "application/json" in kinds and not any(kind.startswith("text/") or "openmetrics" in kind for kind in kinds)
 
 
 @get("/openapi.json")

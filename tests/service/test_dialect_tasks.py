@@ -222,6 +222,31 @@ async def test_the_monitor_counts(gw: GatewayUnderTest, fleet: Fleet) -> None:
     assert (shown["workers"], shown["device_count"]) == (1, 1)
 
 
+async def test_health_has_the_fields_of_three_services(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    shown = (await gw.client.get("/health")).json()
+    assert set(shown) == {
+        "status", "rank", "total_tasks", "pipeline_world_size", "pipeline_rank", "pipeline_ready", "queue_length",
+        "active_tasks", "device_type", "device_count",
+    }  # fmt: skip
+    assert (shown["status"], shown["pipeline_ready"], shown["device_type"]) == ("degraded", False, "none")
+    await fleet.lease("w1")
+    jobs = [await submitted(gw, VIDEO) for _ in range(2)]
+    await fleet.run(jobs[0])
+    shown = (await gw.client.get("/health")).json()
+    assert (shown["status"], shown["pipeline_ready"], shown["device_type"]) == ("healthy", True, "cpu")
+    assert (shown["queue_length"], shown["active_tasks"], shown["total_tasks"]) == (1, 1, 2)
+    assert (shown["pipeline_world_size"], shown["rank"], shown["pipeline_rank"]) == (1, 0, 0)
+
+
+async def test_metrics_are_for_prometheus_unless_json_is_asked_for(gw: GatewayUnderTest) -> None:
+    await submitted(gw, VIDEO)
+    counted = (await gw.client.get("/metrics", headers={"Accept": "application/json"})).json()
+    assert (counted["queue_size"], counted["active_tasks"]) == (1, 0)
+    for accept in ("*/*", "text/plain", "application/openmetrics-text;version=1.0.0,application/json;q=0.1"):
+        page = await gw.client.get("/metrics", headers={"Accept": accept})
+        assert page.headers["content-type"].startswith("text/plain")
+
+
 @pytest.mark.parametrize("path", ["/status/{}", "/download/{}", "/images/{}_0.png"])
 async def test_an_id_that_cannot_be_one_is_404(gw: GatewayUnderTest, path: str) -> None:
     for job in ("0" * 32, "x", "a" * 5000, "*"):
