@@ -18,7 +18,7 @@ from shared.messages import Stage
 from tests.engine.requests import image_request, picture, request
 from workers.engine import noise_schedulers
 from workers.engine.direct import Direct, DirectError, generate
-from workers.engine.stages import decode
+from workers.engine.stages import decode, tiles
 from workers.link import Broke, Done, Pulse, Refused, Stopped
 
 Folders = Callable[[str], Path]
@@ -106,11 +106,12 @@ def test_a_stop_leaves_at_the_next_step(direct: Direct, tmp_path: Path) -> None:
     assert steps == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("decoder", [decode, tiles])
 def test_frames_go_to_the_file_as_they_are_decoded(
-    direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: Any
 ) -> None:
-    """Never more decoded frames alive than one chunk of the decoder and three."""
-    usual = decode.frames
+    """Never more decoded frames alive than one chunk of the decoder and three; nor when it is done in tiles."""
+    usual = decoder.frames
     seen: list[weakref.ref[Held]] = []
     most = 0
 
@@ -122,12 +123,17 @@ def test_frames_go_to_the_file_as_they_are_decoded(
         return held
 
     def counted(*arguments: Any) -> Iterator[list[Held]]:
-        return map(watched, usual(*arguments))
+        yield from map(watched, usual(*arguments))
 
-    monkeypatch.setattr(decode, "frames", counted)
+    def without_memory(*_: Any) -> Iterator[list[Held]]:
+        yield [Held(torch.empty(1 << 48).numpy())]
+
+    monkeypatch.setattr(decode, "frames", without_memory)
+    monkeypatch.setattr(decoder, "frames", counted)
     done = direct.run(request(num_frames=33, steps=1), {}, out(tmp_path, "a"))
     assert isinstance(done, Done)
     assert done.files[0].num_frames == len(seen) == 33
+    assert done.used["decoded_in_tiles"] == (decoder is tiles)
     assert 4 <= most <= 4 + 3
 
 
