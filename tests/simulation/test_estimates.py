@@ -19,8 +19,8 @@ HOURS = 8.0
 
 
 def day(seed: int, busy: float) -> Workload:
-    """Eight hours of two tenants and a batch on eleven workers of two kinds; ``busy``: how much of the fleet is asked for
-    on average."""
+    """Eight hours of two tenants and a batch on thirteen workers of two kinds; ``busy``: how much of the fleet is asked
+    for on average."""
     video = 10 * 3600 / 175 * busy
     image = 3 * 3600 / 13 * busy
     return Workload(
