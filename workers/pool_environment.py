@@ -43,10 +43,18 @@ def fill(values: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, 
                 stand_in(field, value, name)
     if layout:
         filled["layout"] = layout
+    for name, on_cpu in (("T5_CPU", _switch("T5_CPU", environ)), ("TD_UMT5_DEVICE", _is_cpu(environ))):
+        if on_cpu and "text_encoder" not in filled:
+            filled["text_encoder"] = "cpu"
+            used.append(name)
     if _switch("USE_ATTENTION_CACHE", environ) and "cache" not in values:
         filled["cache"] = dict(_CACHE)
         used.append("USE_ATTENTION_CACHE")
     return filled, tuple(dict.fromkeys(used))
+
+
+def _is_cpu(environ: Mapping[str, str]) -> bool:
+    return environ.get("TD_UMT5_DEVICE", "").strip().lower() == "cpu"
 
 
 def _is_dummy(values: Mapping[str, Any]) -> bool:

@@ -81,12 +81,18 @@ def test_what_a_row_claims_exists(name: environment.Name) -> None:
 
 
 def test_a_service_advises_on_what_does_nothing() -> None:
-    environ = {"TASK_TIMEOUT": "1800", "T5_CPU": "true", "ULYSSES_SIZE": "8", "NCCL_DEBUG": "INFO", "SERVER_PORT": ""}
+    environ = {
+        "TASK_TIMEOUT": "1800",
+        "DEVICE_COUNT": "8",
+        "ULYSSES_SIZE": "8",
+        "NCCL_DEBUG": "INFO",
+        "SERVER_PORT": "",
+    }
     (of_gateway,) = environment.advice(environ, of_pool=False)
     assert "TASK_TIMEOUT" in of_gateway
     assert "GENFLEET_DEFAULT_RUN_TIMEOUT_S" in of_gateway
     (of_worker,) = environment.advice(environ, of_pool=True)
-    assert of_worker.startswith("T5_CPU")
+    assert of_worker.startswith("DEVICE_COUNT")
     assert environment.advice({}, of_pool=True) == ()
 
 
@@ -104,6 +110,9 @@ def test_a_pool_that_says_nothing_takes_the_environments_word() -> None:
     assert pool.layout == PoolLayout(ulysses=4, dit_fsdp=True, vae_parallel=False)
     assert pool.cache is not None
     assert (pool.cache.start_step, pool.cache.interval, pool.cache.end_step) == (12, 4, 37)
+    assert parse('model = "m"', environ={"T5_CPU": "true"}).text_encoder == "cpu"
+    assert parse('model = "m"', environ={"TD_UMT5_DEVICE": "cpu"}).text_encoder == "cpu"
+    assert parse('model = "m"', environ={"TD_UMT5_DEVICE": "cuda", "T5_CPU": "false"}).text_encoder == "device"
     both = parse('model = "m"\nwidth = 8', environ={"WAN_ENABLE_FSDP": "1"})
     assert both.layout == PoolLayout(dit_fsdp=True, t5_fsdp=True)
 

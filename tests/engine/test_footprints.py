@@ -73,6 +73,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+def test_every_model_of_the_catalogue_is_known() -> None:
+    assert {*PUBLISHED, "wan-demo"} == set(catalog.names())
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_parameters_of_a_transformer_are_counted_right(name: str) -> None:
     with torch.device("meta"):

@@ -49,6 +49,7 @@ PUBLISHED: dict[str, Sizes] = {
     "wan2.1-vace-14b": _wan(WAN_14B, vace_blocks=8),
     "wan2.2-t2v-a14b": _wan(WAN_14B, experts=2),
     "wan2.2-i2v-a14b": _wan(replace(WAN_14B, in_channels=36), experts=2, image=True),
+    "wan2.2-vace-fun-a14b": _wan(WAN_14B, experts=2, vace_blocks=8),
     "wan2.2-ti2v-5b": Sizes(
         dit=_TI2V,
         transformer=transformer_parameters(_TI2V),
