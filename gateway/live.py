@@ -10,24 +10,24 @@ is not there either may be in the archive (see ``retained``).
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.broker_clock import BrokerClock
+from gateway.departed import Departed
 from gateway.entries import decoded
 from gateway.fleet import Fleet
+from gateway.following import Following
 from gateway.index import JobIndex, QueueIndex
 from gateway.operators import Operators
-from gateway.problems import Problem, not_found
+from gateway.problems import not_found
 from gateway.retained import RetainedJobs
 from gateway.schema import JobView, QueueView
-from gateway.streams import Feed, Now, Streams
+from gateway.streams import Now, Streams
 from gateway.views import concerns, job_view
 from gateway.waiting import Waiting
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
-from shared.errors import BusUnavailable
 from shared.messages import (
     TERMINAL,
     JobRecord,
@@ -35,18 +35,12 @@ from shared.messages import (
     State,
 )
 from shared.settings import Settings
-from shared.telemetry import log
 from shared.topology import ARCHIVE, CONTROL, DELETED, JOBS, MODELS, PROGRESS, WORKERS
 
-_LOG = log(__name__)
-
-#: Deleted jobs that are remembered, so that a read that was under way cannot bring one back.
-_REMEMBERED_DELETIONS = 10_000
 #: How often watchers of queued jobs hear of their place.
 _QUEUE_PERIOD_S = 1.0
-_FOLLOW_AGAIN_S = 1.0
 #: What must have been read before jobs are taken and listed.
-_NEEDED = {MODELS.name, WORKERS.name, PROGRESS.name, CONTROL.name, JOBS.name}
+_NEEDED = frozenset({MODELS.name, WORKERS.name, PROGRESS.name, CONTROL.name, JOBS.name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +59,7 @@ class Live:
         self._bus = bus
         self._settings = settings
         self._clock = clock
+        self._following = Following(bus, clock, _NEEDED)
         self.broker_clock = BrokerClock(clock)
         self.fleet = Fleet(bus, clock, self.broker_clock)
         self.streams = Streams()
@@ -76,12 +71,9 @@ class Live:
         )
         self.retained = RetainedJobs(bus, clock)
         self._jobs: dict[str, Known] = {}
-        self._deleted: OrderedDict[str, int] = OrderedDict()
+        self._departed = Departed(self.retained, clock)
         self._progress: dict[str, Progress] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._endings: set[asyncio.Task[None]] = set()
-        self._caught_up: set[str] = set()
-        self._all_caught_up = asyncio.Event()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -93,54 +85,37 @@ class Live:
             (PROGRESS.name, self._on_progress),
             (CONTROL.name, self.operators.on_control),
             (JOBS.name, self._on_jobs),
+            (DELETED.name, self._on_deleted),
         )
-        loops = [self._follow(name, take) for name, take in buckets]
-        loops += [self._follow_archive(), self._follow(DELETED.name, self._on_deleted)]
-        self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._heartbeats(), self._queue_news())]
+        loops = [self._following.follow(name, take) for name, take in buckets]
+        loops += [self._follow_archive(), self._heartbeats(), self._queue_news()]
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:
         """End the followers and every stream."""
         self.streams.close()
-        for task in (*self._tasks, *self._endings):
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
+        await asyncio.gather(*self._tasks, self._departed.close(), return_exceptions=True)
         self.retained.index.close()
 
     async def wait_caught_up(self) -> None:
         """Return once all of the buckets have been read, but for the archive."""
-        await self._all_caught_up.wait()
+        await self._following.wait_caught_up()
 
     @property
     def caught_up(self) -> bool:
         """Whether all of the buckets have been read once, but for the archive, which takes its time."""
-        return self._caught_up >= _NEEDED
-
-    async def _follow(self, name: str, take: Callable[[Batch], None]) -> None:
-        while True:
-            try:
-                async for batch in self._bus.bucket(name).follow():
-                    take(batch)
-                    if batch.caught_up:
-                        self._caught_up.add(name)
-                        if self.caught_up:
-                            self._all_caught_up.set()
-            except Exception:
-                # A follower outlives everything that the bus knows of; what ends one is a fault of ours, and one
-                # that does not come back would freeze every stream.
-                _LOG.exception("a follower failed", bucket=name)
-            await self._clock.sleep(_FOLLOW_AGAIN_S)
+        return self._following.caught_up
 
     async def _follow_archive(self) -> None:
         await self.wait_caught_up()  # what jobs need comes first
-        while True:
-            try:
-                async for batch in self._bus.bucket(ARCHIVE.name).follow():
-                    await self.retained.take(batch)
-                    for entry in batch.entries:
-                        self._archived(entry.key.partition(".")[2])
-            except Exception:
-                _LOG.exception("a follower failed", bucket=ARCHIVE.name)
-            await self._clock.sleep(_FOLLOW_AGAIN_S)
+        await self._following.follow(ARCHIVE.name, self._on_archive)
+
+    async def _on_archive(self, batch: Batch) -> None:
+        await self.retained.take(batch)
+        for entry in batch.entries:
+            self._archived(entry.key.partition(".")[2])
 
     async def _heartbeats(self) -> None:
         while True:
@@ -160,7 +135,7 @@ class Live:
         if batch.reset:
             for job in list(self._jobs):
                 self._forget(job)
-            self._deleted.clear()
+            self._departed.clear()
         for entry in batch.entries:
             self.broker_clock.saw(entry.timestamp)
             self.take(entry)
@@ -196,7 +171,7 @@ class Live:
         """A job's entry, from the follower or read: known from now on, unless something newer is."""
         known = self._jobs.get(entry.key)
         if known is not None and entry.revision == known.revision:
-            self._jobs[entry.key] = replace(known, timestamp=entry.timestamp)
+            self._jobs[entry.key] = Known(known.record, known.revision, entry.timestamp)
         elif self._is_news(entry.key, entry.revision):
             if entry.value is None:
                 self._left(entry.key, entry.revision)
@@ -212,7 +187,7 @@ class Live:
 
     def _is_news(self, job: str, revision: int) -> bool:
         known = self._jobs.get(job)
-        return revision > (known.revision if known else self._deleted.get(job, 0))
+        return revision > (known.revision if known else self._departed.revision(job))
 
     def _put(self, now: Known) -> None:
         record = now.record
@@ -247,11 +222,9 @@ class Live:
             self.retained.add(known.record)
         elif feed is not None and not feed.deleted:
             # Its end was missed here, while contact was broken for long; whoever watches it has a right to it.
-            self._remember(job, revision)
+            self._departed.add(job, revision)
             self._forget(job)
-            ending = asyncio.create_task(self._end(feed))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            self._departed.tell_end(feed)
             return
         self._delete(job, revision)
 
@@ -262,31 +235,12 @@ class Live:
         if known is not None:
             self._left(job, known.revision)
 
-    async def _end(self, feed: Feed) -> None:
-        while True:
-            try:
-                record, _ = await self.retained.find(feed.record.id, feed.record.tenant)
-            except Problem:
-                feed.gone()
-            except BusUnavailable:
-                await self._clock.sleep(_FOLLOW_AGAIN_S)
-                continue
-            else:
-                feed.changed(record)
-            return
-
     def _delete(self, job: str, revision: int) -> None:
         self._forget(job)
-        self._remember(job, revision)
+        self._departed.add(job, revision)
         feed = self.streams.feed(job)
         if feed is not None:
             feed.gone()
-
-    def _remember(self, job: str, revision: int) -> None:
-        self._deleted[job] = max(revision, self._deleted.get(job, 0))
-        self._deleted.move_to_end(job)
-        if len(self._deleted) > _REMEMBERED_DELETIONS:
-            self._deleted.popitem(last=False)
 
     def _forget(self, job: str) -> None:
         known = self._jobs.pop(job, None)
@@ -319,7 +273,7 @@ class Live:
     async def refresh(self, job: str, tenant: str) -> Known:
         """The job as the buckets have it now. Raises as ``find``."""
         known: Known | None = None
-        if job not in self._deleted:
+        if job not in self._departed:
             entry = await self._bus.bucket(JOBS.name).get(job)
             if entry is not None:
                 self.take(entry)

@@ -224,7 +224,7 @@ async def test_not_ready_before_the_buckets_have_been_read(
     broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with gateway(broker, tmp_path) as gw:
-        gw.parts.live._caught_up.discard(JOBS.name)
+        gw.parts.live._following._missing.add(JOBS.name)
         answer = await gw.client.get("/readyz")
         assert is_problem(answer, 503)
         assert "reading" in answer.json()["detail"]

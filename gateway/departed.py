@@ -1,0 +1,70 @@
+"""Jobs that have left the bucket ``jobs``, archived or deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from gateway.following import AGAIN_S
+from gateway.problems import Problem
+from gateway.retained import RetainedJobs
+from gateway.streams import Feed
+from shared.clock import Clock
+from shared.errors import BusUnavailable
+
+#: Jobs that are remembered, so that a read that was under way cannot bring one back.
+_REMEMBERED = 10_000
+
+
+class Departed:
+    """Remembers at which revision each of them left, and tells its end to whoever still watches it."""
+
+    def __init__(self, retained: RetainedJobs, clock: Clock) -> None:
+        self._retained = retained
+        self._clock = clock
+        self._revisions: OrderedDict[str, int] = OrderedDict()
+        self._endings: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, job: str) -> bool:
+        return job in self._revisions
+
+    def revision(self, job: str) -> int:
+        """The revision at which the job left; 0 if it did not, or long ago."""
+        return self._revisions.get(job, 0)
+
+    def add(self, job: str, revision: int) -> None:
+        """The job has left."""
+        self._revisions[job] = max(revision, self.revision(job))
+        self._revisions.move_to_end(job)
+        if len(self._revisions) > _REMEMBERED:
+            self._revisions.popitem(last=False)
+
+    def clear(self) -> None:
+        """The bucket was made anew."""
+        self._revisions.clear()
+
+    def tell_end(self, feed: Feed) -> None:
+        """The job left while its end was missed here; whoever watches it has a right to it."""
+        ending = asyncio.create_task(self._end(feed))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    async def _end(self, feed: Feed) -> None:
+        while True:
+            try:
+                record, _ = await self._retained.find(feed.record.id, feed.record.tenant)
+            except Problem:
+                feed.gone()
+            except BusUnavailable:
+                await self._clock.sleep(AGAIN_S)
+                continue
+            else:
+                feed.changed(record)
+            return
+
+    async def close(self) -> None:
+        """Tell no more."""
+        endings = tuple(self._endings)
+        for ending in endings:
+            ending.cancel()
+        await asyncio.gather(*endings, return_exceptions=True)
