@@ -40,6 +40,7 @@ from tests.support.memory_bus import MemoryBroker
 from workers.agent.agent import Agent
 from workers.agent.metrics import AgentMetrics
 from workers.agent.process import GroupProcess, Launcher
+from workers.agent.pulling import Pulls
 from workers.engine.dummy import card
 from workers.link import Frame, FromAgent, Hello, LinkClosed, Ready, pack, unpack_from_agent
 from workers.pool import Pool
@@ -293,6 +294,7 @@ async def agent_house(
     pool: Pool | None = None,
     settings: Settings | None = None,
     broker: MemoryBroker | None = None,
+    pulls: Pulls | None = None,
 ) -> AsyncIterator[AgentHouse]:
     """An agent that runs until the block ends."""
     broker = broker or MemoryBroker(clock)
@@ -310,6 +312,7 @@ async def agent_house(
         launcher=launcher,
         runtime_dir=runtime_dir,
         metrics=metrics,
+        pulls=pulls,
     )
     house = AgentHouse(broker, clock, agent, artifacts, broker.connect("test"), runtime_dir, metrics)
     house.running = asyncio.create_task(agent.run())

@@ -26,6 +26,8 @@ from workers import pool as pools
 from workers.agent.agent import Agent, fresh_incarnation
 from workers.agent.metrics import AgentMetrics
 from workers.agent.process import LocalLauncher
+from workers.agent.pulling import HubPulls
+from workers.hub.repositories import search_path
 from workers.pool import Pool
 
 
@@ -93,6 +95,7 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
             launcher=LocalLauncher(pool, pool_path, folder / "logs", f"{worker}.{incarnation}"),
             runtime_dir=folder,
             metrics=metrics,
+            pulls=HubPulls(pool, os.environ) if pool.download else None,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
@@ -113,6 +116,8 @@ def main() -> None:
         pool_path = Path(given.pool).absolute()
         pool = pools.read(pool_path)
         telemetry.configure("worker", given)
+        # Where ranks look for a checkpoint by its name; they get none of the agent's settings.
+        os.environ["MODEL_CKPT_DIR"] = ":".join(map(str, search_path(given, os.environ)))
         for line in environment.advice(os.environ, of_pool=True):
             telemetry.log(__name__).warning("environment_name_does_nothing", advice=line)
         uvloop.run(serve(given, pool, pool_path))

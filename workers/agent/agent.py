@@ -44,6 +44,7 @@ from workers.agent.lease import LeaseKeeper, LeasePace, Superseded
 from workers.agent.metrics import AgentMetrics
 from workers.agent.orders import UNREADABLE, Orders, Stop
 from workers.agent.process import Launcher
+from workers.agent.pulling import Pulls
 from workers.agent.race import first
 from workers.agent.results import Results
 from workers.agent.work import Work
@@ -82,12 +83,14 @@ class Agent:
         launcher: Launcher,
         runtime_dir: Path,
         metrics: AgentMetrics | None = None,
+        pulls: Pulls | None = None,
     ) -> None:
         """
         Args:
             worker: its name, unique in the fleet.
             incarnation: a fresh token.
             runtime_dir: a private folder for sockets and jobs' files.
+            pulls: as ``Group``'s.
         """
         self._bus = bus
         self._pool = pool
@@ -96,7 +99,7 @@ class Agent:
         self._worker = worker
         self.incarnation = incarnation
         self._metrics = metrics or AgentMetrics()
-        self._group = Group(pool, launcher, clock, runtime_dir, self._change)
+        self._group = Group(pool, launcher, clock, runtime_dir, self._change, pulls)
         self._lease = LeaseKeeper(bus)
         self._orders = Orders(bus, worker, incarnation)
         self._results = Results(bus, artifacts, clock)

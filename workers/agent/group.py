@@ -27,6 +27,7 @@ from workers.agent.launches import Launches
 from workers.agent.life import End, Life
 from workers.agent.models import Models
 from workers.agent.process import Launcher
+from workers.agent.pulling import Pulls
 from workers.agent.race import first
 from workers.link import (
     Broke,
@@ -100,13 +101,21 @@ class Group:
     """
 
     def __init__(
-        self, pool: Pool, launcher: Launcher, clock: Clock, runtime_dir: Path, changed: Callable[[], None]
+        self,
+        pool: Pool,
+        launcher: Launcher,
+        clock: Clock,
+        runtime_dir: Path,
+        changed: Callable[[], None],
+        pulls: Pulls | None = None,
     ) -> None:
         """
         Args:
             runtime_dir: where each life gets its folder.
             changed: called after any change of the attributes.
+            pulls: brings the checkpoint to this machine before a launch, if the pool says so.
         """
+        self._pulls = pulls
         self._limits = pool.limits
         self._launcher = launcher
         self._clock = clock
@@ -135,6 +144,8 @@ class Group:
     async def run(self) -> None:
         """Launch the group, again whenever it ends, until ``quit``; when cancelled, nothing of it is left."""
         while not self._leaving.is_set():
+            if self._pulls is not None and not await self._pulled(self._pulls):
+                continue
             life = Life(self._limits, self._launcher, self._clock, self._runtime_dir, self._hear, self._ending)
             self._life = life
             self.width, self.loaded = self._launches.width, 0.0
@@ -156,6 +167,26 @@ class Group:
                 self._fail_swap(end)
         self._end_swap(GroupNotReady("the worker is leaving"))
         self._set(Phase.ENDED)
+
+    async def _pulled(self, pulls: Pulls) -> bool:
+        """Whether the checkpoint is there now. If not, it is time to try again, or to leave."""
+
+        def on_pull(fraction: float, what: str) -> None:
+            before, self.loaded = self.loaded, fraction
+            self.detail = f"pulling {what}"
+            if int(before * 100) != int(fraction * 100):
+                self._changed()
+
+        async def left() -> str:
+            await self._leaving.wait()
+            return ""
+
+        failure = await first(pulls.ensure(on_pull), left())
+        if failure:
+            await self._mourn(End(Reason.CANNOT_SERVE, failure, unloadable=True), was_ready=False)
+        elif self.detail.startswith("pulling "):
+            self.detail = ""
+        return not failure and not self._leaving.is_set()
 
     def _fail_swap(self, end: End) -> None:
         self.ends[end.reason] += 1

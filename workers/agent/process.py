@@ -29,6 +29,13 @@ MARK = "WORKER_GROUP_MARK"
 KEPT_LOGS = 5
 #: Seconds that killed processes get to vanish; one in an uninterruptible wait for its device may never.
 VANISH_S = 10.0
+#: What keeps the libraries of the ranks from the network.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+}
 #: Outside the range that Linux takes outgoing connections' ports from.
 PORTS = range(20000, 32000)
 
@@ -148,6 +155,8 @@ def environment(pool: Pool, width: int, first_device: int, mark: str, base: dict
     kept |= {
         "OMP_NUM_THREADS": str(pool.threads or max(1, cores // width)),
         "PYTHONUNBUFFERED": "1",
+        # Whatever a rank needs is on its machine, or it says so: nothing is fetched behind an operator's back.
+        **OFFLINE,
         "WORLD_SIZE": str(width),
         MARK: mark,
     }

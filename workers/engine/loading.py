@@ -99,7 +99,7 @@ def load(
         tuple(loaded[name] for name in ("transformer", "transformer_2") if name in loaded),
         loaded["vae"],
         loaded.get("text_encoder"),
-        _tokenizer(checkpoint),
+        tokenizer(checkpoint),
         loaded.get("image_encoder"),
         _image_processor(checkpoint, loaded["image_encoder"]) if "image_encoder" in loaded else None,
     )
@@ -194,7 +194,12 @@ def _image_processor(checkpoint: Checkpoint, encoder: Any) -> Any:
         raise CannotLoad(f"{folder}: {error}") from error
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
+def tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CannotLoad: it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     folder = checkpoint.tokenizer

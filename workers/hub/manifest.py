@@ -67,13 +67,18 @@ def write(folder: Path, manifest: Manifest) -> None:
     os.replace(partial, folder / NAME)
 
 
+def unfinished(folder: Path, manifest: Manifest) -> list[str]:
+    """A pull that was not finished is a fault, too."""
+    return [] if manifest.complete else [f"{folder}: its pull was not finished; pull it again to go on"]
+
+
 def faults(folder: Path, manifest: Manifest, on_file: Callable[[str], None] = lambda _: None) -> list[str]:
     """What differs between the folder and its manifest; reads every byte of every file.
 
     Args:
         on_file: told of each file before it is read.
     """
-    found = [] if manifest.complete else [f"{folder}: the pull was not finished; pull it again to go on"]
+    found = unfinished(folder, manifest)
     for name, listed in sorted(manifest.files.items()):
         file = folder / name
         on_file(name)

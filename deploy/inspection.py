@@ -1,0 +1,121 @@
+"""What the engine says of checkpoints, asked of it as a process: nothing else knows its models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from shared.errors import GenfleetError
+from shared.messages import ModelCard
+from shared.settings import PREFIX, Settings
+from workers.hub.repositories import search_path
+
+T = TypeVar("T")
+#: Seconds: torch is imported, and the largest checkpoints have some thousand tensors.
+_BOUND_S = 600.0
+
+
+class EngineMissing(GenfleetError):
+    """The engine cannot be asked; the message says why."""
+
+
+class PartFound(Struct, frozen=True, kw_only=True):
+    """One part of a checkpoint; ``size`` and ``dtypes`` in bytes."""
+
+    model_class: str
+    tensors: int
+    size: int
+    dtypes: dict[str, int]
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What is to be said of one checkpoint; it is fine if there are no problems."""
+
+    path: str
+    problems: tuple[str, ...]
+    layout: str = ""
+    pipeline: str = ""
+    parts: dict[str, PartFound] = {}
+    card: ModelCard | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of weights."""
+        return sum(part.size for part in self.parts.values())
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """A model of the catalogue; ``found`` is its checkpoint's folder, if it is on this machine."""
+
+    name: str
+    title: str
+    folder: str
+    found: str | None
+    card: ModelCard
+
+
+class DevicesFound(Struct, frozen=True, kw_only=True):
+    """The devices that a pool with ``device = "auto"`` would use; ``memory`` in bytes, of the first; ``problem``: why
+    they cannot be used, if they cannot."""
+
+    kind: str
+    name: str
+    count: int
+    memory: int = 0
+    problem: str = ""
+
+
+class _Verdicts(Struct, frozen=True):
+    checkpoints: list[Verdict]
+
+
+class _Models(Struct, frozen=True):
+    models: list[Known]
+
+
+def verdicts(settings: Settings, models: Sequence[str]) -> list[Verdict]:
+    """What is wrong with these checkpoints, by folder or by name.
+
+    Raises:
+        EngineMissing: see there.
+    """
+    return _asked(settings, ["verify", *models], _Verdicts).checkpoints if models else []
+
+
+def catalogue(settings: Settings) -> list[Known]:
+    """Every model that the engine knows by name.
+
+    Raises:
+        EngineMissing: see there.
+    """
+    return _asked(settings, ["list"], _Models).models
+
+
+def devices(settings: Settings) -> DevicesFound:
+    """The devices of this machine.
+
+    Raises:
+        EngineMissing: see there.
+    """
+    return _asked(settings, ["devices"], DevicesFound)
+
+
+def _asked(settings: Settings, arguments: Sequence[str], kind: type[T]) -> T:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environ["MODEL_CKPT_DIR"] = ":".join(map(str, search_path(settings, os.environ)))
+    environ["HF_HUB_OFFLINE"] = "1"
+    command = [sys.executable, "-m", "workers.engine.inspection", *arguments]
+    try:
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=_BOUND_S, check=False)
+        return msgspec.json.decode(done.stdout, type=kind)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineMissing(f"the engine cannot be asked: {error}") from error
+    except msgspec.MsgspecError:
+        last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise EngineMissing(f"the engine cannot be asked: {last[0]} (is genfleet[worker] installed?)") from None
