@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from scheduler.deletions import Deletions, record_of
@@ -55,6 +55,7 @@ class Archive:
     Args:
         artifacts: where the files of jobs lie; None leaves them alone.
         leads: whether this process may act now.
+        tenants: all that are known.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Archive:
         metrics: Metrics,
         artifacts: Artifacts | None,
         leads: Callable[[], bool],
+        tenants: Callable[[], Iterable[str]],
     ) -> None:
         self._jobs = bus.bucket(JOBS.name)
         self._archive = bus.bucket(ARCHIVE.name)
@@ -73,7 +75,7 @@ class Archive:
         self._metrics = metrics
         self._leads = leads
         self._deletions = Deletions(bus, clock, artifacts)
-        self._retention = Retention(bus, settings, clock, metrics, self._deletions, leads)
+        self._retention = Retention(bus, settings, clock, metrics, self._deletions, leads, tenants)
         #: When each ended job ended and each marker was written, on the own clock; about in that order.
         self._ended: dict[str, float] = {}
         self._markers: deque[tuple[float, str]] = deque()
@@ -112,6 +114,7 @@ class Archive:
             self._metrics.unarchived.set(len(self._ended))
             if not self._leads():
                 self._forget_markers()
+                self._retention.stand_by()
                 continue
             try:
                 if await self.once():

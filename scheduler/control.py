@@ -70,6 +70,8 @@ def learn_usage(state: CoreState, usage: TenantUsage, since_s: float) -> None:
     tenant = state.shares.tenant(usage.tenant)
     fresh = usage.recent_s * 2.0 ** (-since_s / state.times.half_life_s)
     tenant.used += fresh * state.shares.factor(state.now) / tenant.weight
+    if not tenant.device_s:
+        tenant.unsaved = False
     tenant.device_s += usage.device_s
 
 

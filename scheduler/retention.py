@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from itertools import islice
 from typing import cast
 
 from scheduler.deletions import Deletions
@@ -17,6 +18,8 @@ from shared.settings import Settings
 from shared.telemetry import log
 from shared.topology import ARCHIVE, DELETED, LEADER, pending_key
 
+#: Tenants whose archived jobs one round counts at most.
+COUNTED_AT_ONCE = 256
 #: Archived jobs that one round removes at most, and the share of the bucket's bytes that it keeps free.
 EXPIRED_AT_ONCE = 1000
 FREE_SHARE = 0.1
@@ -31,6 +34,8 @@ class Retention:
 
     Args:
         leads: whether this process may act now.
+        tenants: all that are known. A tenant is counted when it is first led here, because an earlier leader may not
+            have come to it or may have had other settings, and then whenever its archive has grown.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Retention:
         metrics: Metrics,
         deletions: Deletions,
         leads: Callable[[], bool],
+        tenants: Callable[[], Iterable[str]],
     ) -> None:
         self._archive = bus.bucket(ARCHIVE.name)
         self._deleted = bus.bucket(DELETED.name)
@@ -50,13 +56,19 @@ class Retention:
         self._metrics = metrics
         self._deletions = deletions
         self._leads = leads
-        #: Tenants whose archive has grown since it was last counted.
-        self._grown: set[str] = set()
+        self._tenants = tenants
+        #: Tenants whose archive may have grown since it was last counted; whether all of them were put there.
+        self._grown: dict[str, None] = {}
+        self._begun = False
         self._broker_ahead: float | None = None
 
     def grew(self, tenant: str) -> None:
         """One more of the tenant's jobs is in the archive."""
-        self._grown.add(tenant)
+        self._grown[tenant] = None
+
+    def stand_by(self) -> None:
+        """Another process leads: what it does not come to is to be found when this one leads again."""
+        self._begun = False
 
     async def once(self) -> None:
         """Remove what is too old or too much, as far as one round goes.
@@ -68,12 +80,15 @@ class Retention:
         if now is not None:
             oldest = now - self._settings.retain_days * 86400.0
             await self._expire_oldest(">", EXPIRED_AT_ONCE, lambda entry: entry.timestamp <= oldest)
-        for tenant in list(self._grown):
+        if not self._begun:
+            self._begun = True
+            self._grown.update(dict.fromkeys(self._tenants()))
+        for tenant in list(islice(self._grown, COUNTED_AT_ONCE)):
             excess = await self._archive.count(f"{tenant}.*") - self._settings.retain_count
             if excess > 0:
                 await self._expire_oldest(f"{tenant}.*", min(excess, EXPIRED_AT_ONCE))
             if excess <= EXPIRED_AT_ONCE:
-                self._grown.discard(tenant)
+                self._grown.pop(tenant, None)
         _, size = await self._archive.usage()
         if size > (1.0 - FREE_SHARE) * ARCHIVE.max_bytes:
             _LOG.warning("archive_nearly_full", bytes=size)

@@ -44,6 +44,7 @@ class Shares:
         found = self.tenants.get(name)
         if found is None:
             found = self.tenants[name] = Tenant(name)
+            found.unsaved = True  # so that every tenant there ever was is written down
         return found
 
     def factor(self, now: float) -> float:

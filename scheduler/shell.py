@@ -124,7 +124,9 @@ class Scheduler:
         self._jobs = bus.bucket(JOBS.name)
         self._results = bus.bucket(RESULTS.name)
         self._leases = bus.bucket(WORKERS.name)
-        self._archive = Archive(bus, settings, clock, self.metrics, artifacts, lambda: self.state.ready)
+        self._archive = Archive(
+            bus, settings, clock, self.metrics, artifacts, lambda: self.state.ready, lambda: self.state.shares.tenants
+        )
         self._sweep = None
         if artifacts is not None:
             self._sweep = Sweep(bus, clock, self.metrics, artifacts, lambda: self.state.ready)

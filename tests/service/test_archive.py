@@ -418,6 +418,21 @@ async def test_the_oldest_go_beyond_a_tenants_count(broker: MemoryBroker, tmp_pa
             assert (await house.gw.client.get(f"/v1/jobs/{job}/outputs/0")).content == b"0123456789"
 
 
+async def test_a_new_leader_counts_tenants_that_have_nothing_new(broker: MemoryBroker, tmp_path: Path) -> None:
+    """An earlier leader kept more, or was killed before it came to it; the tenant need not have run anything."""
+    async with gateway(broker, tmp_path / "artifacts") as gw:
+        fleet = Fleet(broker, gw.artifacts, broker.clock)
+        await fleet.announce()
+        async with scheduling(broker, gw, SHORT) as first:
+            house = House(gw, fleet, first, broker)
+            for _ in range(5):
+                await gw.client.post(f"/v1/jobs/{(await gw.submit())['id']}/cancel")
+            await gw.clock.advance(ARCHIVED_S)
+            assert len(house.keys(ARCHIVE.name)) == 5
+        async with scheduling(broker, gw, replace(SHORT, retain_count=2), "scheduler-2"):
+            await house.until(lambda: len(house.keys(ARCHIVE.name)) == 2)
+
+
 async def test_the_old_go_after_the_days(broker: MemoryBroker, tmp_path: Path) -> None:
     async with housed(broker, tmp_path, replace(SHORT, retain_days=200.0 / DAY_S)) as house:
         old = await house.ended()
