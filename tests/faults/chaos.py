@@ -41,7 +41,7 @@ from tests.faults.fleet import BareFleet
 from tests.faults.witness import Witness
 
 #: After everything was put right, for all clients to be answered and all jobs to end.
-HEAL_S = 300.0
+HEAL_S = 600.0
 #: After the last job has ended, for its result to be folded away, and for deletions that a killed gateway left to be
 #: finished by the leader, which gives it a minute.
 TIDY_S = 150.0

@@ -110,14 +110,31 @@ class Chaos:
             tenant = self.fleet.witness.records[job].tenant
             self._client(lambda gateway: gateway.process.ask(gateway.changes.reprioritise(job, tenant, priority)))
 
+    def retry(self) -> None:
+        """A client makes a new job of one that has ended."""
+        job = self._some_ended()
+        if job is not None:
+            self.submitted += 1
+            tenant, key = self.fleet.witness.records[job].tenant, f"key-{self.submitted}"
+            self._client(lambda gateway: self._retry(gateway, job, tenant, key))
+
+    async def _retry(self, gateway: GatewaySlot, job: str, tenant: str, key: str) -> None:
+        record = await gateway.process.ask(gateway.submissions.retry(job, tenant, key))
+        assert record.retry_of == job
+        self.fleet.witness.note(f"accepted {record.id}")
+        self.fleet.witness.accepted.setdefault(record.id, Submit(id=record.id, key=key, tenant=tenant))
+
     def delete(self) -> None:
         """A client deletes a job that has ended."""
-        ended = [name for name, record in self.fleet.witness.records.items() if record.state in TERMINAL]
-        ended = [name for name in ended if name not in self.fleet.witness.deleted]
-        if ended:
-            job = self.random.choice(ended)
+        job = self._some_ended()
+        if job is not None:
             tenant = self.fleet.witness.records[job].tenant
             self._client(lambda gateway: gateway.process.ask(gateway.changes.delete(job, tenant)))
+
+    def _some_ended(self) -> str | None:
+        ended = [name for name, record in self.fleet.witness.records.items() if record.state in TERMINAL]
+        ended = [name for name in ended if name not in self.fleet.witness.deleted]
+        return self.random.choice(ended) if ended else None
 
     def _some_job(self) -> str | None:
         names = [name for name in self.fleet.witness.records if name not in self.fleet.witness.deleted]

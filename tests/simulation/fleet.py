@@ -30,8 +30,13 @@ from workers.agent.agent import Agent
 from workers.agent.lease import Superseded
 from workers.pool import Pool, PoolLimits
 
-#: Jobs are archived while faults still happen; a quarantine, which doubles, ends within the time that a run has.
-SETTINGS = Settings(drain_grace_s=4.0, lease_s=6.0, archive_after_s=8.0, marker_ttl_s=60.0, quarantine_s=2.0)
+#: Ended jobs that are kept of each tenant.
+RETAINED = 5
+#: Jobs are archived while faults still happen, and the oldest of a tenant expire within the run; a quarantine, which
+#: doubles, ends within the time that a run has.
+SETTINGS = Settings(
+    drain_grace_s=4.0, lease_s=6.0, archive_after_s=8.0, marker_ttl_s=60.0, quarantine_s=2.0, retain_count=RETAINED
+)
 LIMITS = PoolLimits(load_timeout_s=20.0, silence_timeout_s=15.0, stop_grace_s=5.0)
 #: Which model each worker serves, and with how many ranks.
 WORKERS = (("dummy", 1), ("dummy", 2), ("dummy", 1), ("dummy-b", 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -11,7 +12,7 @@ from deploy.history.check import Snapshot, check
 from shared.messages import TERMINAL, CancelOrder, JobRecord, WorkerLease, decode
 from shared.topology import ARCHIVE, DELETED, JOBS, ORDERS, RESULTS, WORKERS
 from tests.simulation.faults import Chaos
-from tests.simulation.fleet import Fleet
+from tests.simulation.fleet import RETAINED, Fleet
 from tests.simulation.process import EPOCH
 from tests.simulation.quiet import Quiet
 from tests.simulation.witness import Broken
@@ -58,6 +59,7 @@ def actions(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
         (8, chaos.cancel),
         (4, chaos.reprioritise),
         (2, chaos.delete),
+        (2, chaos.retry),
         (8, chaos.kill),
         (10, chaos.kill_at_a_write),
         (3, chaos.kill_group),
@@ -141,6 +143,17 @@ def _records(stream: Stream) -> tuple[JobRecord, ...]:
     return tuple(decode(entry.value, JobRecord) for entry in stream.last.values() if entry.value is not None)
 
 
+def _check_retained(snapshot: Snapshot) -> None:
+    """No more is kept of a tenant than may be; what was deleted has neither record nor file."""
+    kept = Counter(record.tenant for record in snapshot.archived)
+    if any(count > RETAINED for count in kept.values()):
+        raise Broken(f"more ended jobs are kept than {RETAINED} of each tenant: {dict(kept)}")
+    if back := snapshot.deleted & snapshot.by_id().keys():
+        raise Broken(f"deleted and still there: {sorted(back)}")
+    if left := [stored.key for stored in snapshot.files if stored.key.split("/")[0] in snapshot.deleted]:
+        raise Broken(f"files of deleted jobs are left: {left}")
+
+
 def _check_rest(fleet: Fleet) -> None:
     witness, streams = fleet.witness, fleet.broker.streams
     now = fleet.broker.now()
@@ -156,6 +169,7 @@ def _check_rest(fleet: Fleet) -> None:
     for finding in check(snapshot, witness.accepted.values(), at_rest=True):
         if finding.broken:
             raise Broken(str(finding))
+    _check_retained(snapshot)
     for kept in snapshot.by_id().values():
         if kept != witness.records[kept.id]:
             raise Broken(f"{kept.id} was kept as something else than it ended as")

@@ -1,6 +1,7 @@
 """The same fleet driven by Hypothesis, which looks for a short history that breaks a promise and then shortens it.
 
-``SIMULATION_EXAMPLES`` and ``SIMULATION_DEPTH`` make it longer than CI has time for.
+Some 45 seconds of one core, the same histories at every run; ``SIMULATION_EXAMPLES`` and ``SIMULATION_DEPTH`` make it
+longer than CI has time for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import os
 from random import Random
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -18,8 +19,10 @@ from tests.simulation.fleet import Fleet
 from tests.simulation.quiet import Quiet
 from tests.simulation.run import settle
 
-EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "30"))
 DEPTH = int(os.environ.get("SIMULATION_DEPTH", "25"))
+#: What a failure tells whoever wants to see it again.
+REPLAY = f"SIMULATION_EXAMPLES={EXAMPLES} SIMULATION_DEPTH={DEPTH} python -m pytest tests/simulation/test_machine.py"
 #: What may happen besides submits, cancels and the passing of time.
 FAULTS = (
     "kill",
@@ -49,6 +52,7 @@ class FleetUnderFaults(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 2**16), schedulers=st.integers(1, 2), started_s=st.sampled_from((0.0, 5.0)))
     def begin(self, seed: int, schedulers: int, started_s: float) -> None:
+        note(f"replay: {REPLAY}")
         self.quiet.__enter__()
         self.fleet = Fleet(f"machine-{seed}", schedulers=schedulers)
         self.quiet.witness = self.fleet.witness
@@ -65,7 +69,7 @@ class FleetUnderFaults(RuleBasedStateMachine):
 
         self.fleet.do(act())
 
-    @rule(what=st.sampled_from(("cancel", "reprioritise", "delete")))
+    @rule(what=st.sampled_from(("cancel", "reprioritise", "delete", "retry")))
     def change(self, what: str) -> None:
         self._act(what)
 

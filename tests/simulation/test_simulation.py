@@ -11,8 +11,8 @@ import pytest
 
 from tests.simulation.run import simulate
 
-#: How many seeds, and for how many minutes at most: more by hand, or ``make soak``.
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "40"))
+#: How many seeds, most of a second each: more by hand, or ``make soak``.
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "80"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
