@@ -15,9 +15,9 @@ from shared.bus import Handler, check_filter, check_key
 from shared.clock import Clock, SystemClock
 from shared.errors import BusError, BusUnavailable, TopologyError
 from shared.nats_bus.bucket import NatsBucket
+from shared.nats_bus.client import Msg
 from shared.nats_bus.connection import Connection, ServerRefused
 from shared.nats_bus.streams import StreamInfo, ensure, stream_of, try_to_store
-from shared.nats_bus.wire import Msg
 from shared.settings import Settings
 from shared.telemetry import log
 from shared.topology import BUCKETS, BucketSpec

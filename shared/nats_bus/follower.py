@@ -19,9 +19,9 @@ from msgspec import Struct
 
 from shared.bus import Batch, Entry
 from shared.errors import BusUnavailable
+from shared.nats_bus.client import Msg
 from shared.nats_bus.connection import Answer, Connection, ServerRefused
 from shared.nats_bus.streams import StreamInfo, prefix_of, stream_of
-from shared.nats_bus.wire import Msg
 from shared.telemetry import log
 
 _LOG = log(__name__)
