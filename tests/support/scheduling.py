@@ -92,6 +92,8 @@ class Room:
         capacity: int = 1,
         models: tuple[str, ...] = ("dummy",),
         layouts: tuple[Layout, ...] = (Layout(),),
+        device: str = "cpu",
+        device_name: str = "",
     ) -> ScriptedWorker:
         """Start a worker."""
         made = ScriptedWorker(
@@ -104,6 +106,8 @@ class Room:
             capacity=capacity,
             models=models,
             layouts=layouts,
+            device=device,
+            device_name=device_name,
         )
         self.workers.append(made)
         await made.start()

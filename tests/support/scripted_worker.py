@@ -57,10 +57,13 @@ class ScriptedWorker:
         lease_s: float = 6.0,
         run_s: float | None = None,
         outcome: Outcome = DONE,
+        device: str = "cpu",
+        device_name: str = "",
     ) -> None:
         self.name, self.incarnation = name, incarnation
         self.models, self.layouts, self.capacity, self.lease_s = models, layouts, capacity, lease_s
         self.run_s, self.outcome = run_s, outcome
+        self.device, self.device_name = device, device_name
         self.state: WorkerState | None = None
         self.replies: list[AssignReply] = []
         self.assigned: list[Assign] = []
@@ -106,6 +109,8 @@ class ScriptedWorker:
             layouts=self.layouts,
             held=tuple(Held(job=job, epoch=epoch) for job, epoch in self.held),
             capacity=self.capacity,
+            device=self.device,
+            device_name=self.device_name,
         )
         await self._bus.bucket(WORKERS.name).put(self.name, encode(lease))
 
