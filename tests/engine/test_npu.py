@@ -22,6 +22,7 @@ from tests.support.npu import calls, facts
 from tests.support.npu.calls import Call
 from tests.support.npu.facts import Facts
 from workers.engine.devices import ascend_errors
+from workers.engine.rank import leave_failure
 
 ENGINE = Path(facts.__file__).resolve().parents[3] / "workers" / "engine"
 FILES = sorted(ENGINE.rglob("*.py"))
@@ -179,6 +180,20 @@ def test_want_of_memory_is_not_sticky(error: RuntimeError) -> None:
 def test_a_wrong_call_is_neither(error: Exception) -> None:
     assert not ascend_errors.is_sticky(error)
     assert not ascend_errors.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (acl(507015), "device_error"),
+        (torch.OutOfMemoryError("NPU out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "device_error"),
+        (acl(107002), "engine_error"),
+    ],
+)
+def test_a_rank_that_ends_leaves_the_reason(tmp_path: Path, error: Exception, reason: str) -> None:
+    leave_failure(tmp_path, 3, error)
+    assert json.loads((tmp_path / "failure.json").read_text())["reason"] == reason
 
 
 # --- the device's whole file -----------------------------------------------------------------------------------------

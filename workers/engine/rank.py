@@ -90,7 +90,7 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
 def _environment(pool: Pool, kind: Kind, world: int) -> None:
     """What the runtimes read at their import: threads per rank, the pool's devices, its own settings."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    threads = pool.threads or max(1, cores // world)
+    threads = pool.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # Threads that spin at a barrier while others want the core make a step several times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -272,13 +272,11 @@ def leave_failure(folder: Path, rank: int, error: Exception) -> None:
     elif isinstance(error, NoMemoryInExchange):
         reason = Reason.OUT_OF_MEMORY
     elif "torch" in sys.modules:
-        from workers.engine.devices.cpu import Cpu
+        from workers.engine.devices import verdict
 
-        # Torch's types say it for every kind of device, and the host knows its own memory's errors.
-        host = Cpu()
-        if host.is_out_of_memory(error):
+        if verdict.is_out_of_memory(error):
             reason = Reason.OUT_OF_MEMORY
-        elif host.is_sticky(error):
+        elif verdict.is_sticky(error):
             reason = Reason.DEVICE_ERROR
     told = json.dumps({"rank": rank, "reason": reason, "message": attempt.first_line(error)})
     draft = folder / f"failure.{rank}.tmp"
