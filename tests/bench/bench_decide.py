@@ -1,8 +1,8 @@
-"""What a decision costs, by the length of the queue: ``python -m tests.bench.bench_decide [--write] [sizes...]``.
+"""What a decision costs, by the length of the queue: ``python -m tests.bench.bench_decide [--dry] [sizes...]``.
 
 A decision is one ``decide`` call that yields an assignment. The rest of each job's way (write won, accepted, running,
 result, folded) goes through the core as well and is shown as events a second. Memory is what the core holds for each
-queued job, start deadline included, as ``tracemalloc`` counts it. ``--write`` makes ``docs/benchmarks/decide.md``.
+queued job, start deadline included, as ``tracemalloc`` counts it. ``--dry`` writes no page.
 """
 
 from __future__ import annotations
@@ -181,17 +181,16 @@ def growth(rows: list[Row]) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, print, and write the page if asked."""
-    given = [word for word in sys.argv[1:] if word != "--write"]
+    given = [word for word in sys.argv[1:] if word != "--dry"]
     sizes = tuple(int(size) for size in given) or SIZES
     rows: list[Row] = []
     for size in sizes:
         tries = [measure(size, min(DECISIONS, size // 2)) for _ in range(3 if size <= 100_000 else 1)]
         best = min(tries, key=lambda row: row.decision_s)
-        # What a job holds does not depend on how many there are; counting it is slow.
-        held = memory(size) if size <= 100_000 else rows[-1].bytes_per_job
+        held = memory(size)
         rows.append(Row(best.queued, best.decision_s, best.event_s, best.fill_s, held))
         print(*cells(rows[-1]), sep="\t", flush=True)
-    if "--write" in sys.argv:
+    if "--dry" not in sys.argv:
         _write(rows)
 
 
@@ -216,12 +215,11 @@ def _write(rows: list[Row]) -> None:
     report.write(
         "decide",
         "What a decision costs",
-        f"`python -m tests.bench.bench_decide --write`. {TENANTS} tenants, {WORKERS} workers, four wishes of one "
+        f"`python -m tests.bench.bench_decide`. {TENANTS} tenants, {WORKERS} workers, four wishes of one "
         "model, ten priorities, runs of 5 to 24 s. A decision is one `decide` call that yields an assignment: a job's "
         "end is taken in, its tenant's account settled, and the worker given the next job by share and age. Processor "
         "time, one core; the best of three runs up to 100,000 queued jobs, one above. `Other events` are the rest of a "
-        "job's way (two writes won, an answer, a result). Bytes are the core's, by tracemalloc, up to 100,000 jobs; a "
-        "job's share does not depend on how many there are.",
+        "job's way (two writes won, an answer, a result). Bytes are the core's, by tracemalloc.",
         f"{report.table(_HEAD, [cells(row) for row in rows])}\n\n"
         f"Growth: {base:.1f} µs + {slope:.1f} µs for every tenfold (least squares). Asked for: 20,000 decisions a "
         "second at 100,000 queued jobs, growth no worse than logarithmic, 2 kB a job.\n\n"
