@@ -46,11 +46,13 @@ class Scene:
 
 
 @asynccontextmanager
-async def ready_scene(folder: Path) -> AsyncIterator[Scene]:
+async def ready_scene(folder: Path, settings: Settings | None = None) -> AsyncIterator[Scene]:
     """An agent that is idle, until the block ends; it drains for 60 s."""
     clock, launcher = FakeClock(), ScriptedLauncher()
     pool = Pool(model="dummy", limits=LIMITS)
-    async with agent_house(clock, launcher, folder, pool=pool, settings=Settings(drain_grace_s=60.0)) as house:
+    async with agent_house(
+        clock, launcher, folder, pool=pool, settings=settings or Settings(drain_grace_s=60.0)
+    ) as house:
         rank = await launcher.launched()
         await rank.come_up(Layout())
         await house.state(WorkerState.IDLE)

@@ -39,6 +39,7 @@ from shared.telemetry import about, log
 from shared.topology import assign_subject, nudge_subject
 from workers.agent.assignment import Accepts, Situation, answer
 from workers.agent.attempt import Attempt
+from workers.agent.downloads import Downloads
 from workers.agent.group import Group, Phase
 from workers.agent.lease import LeaseKeeper, LeasePace, Superseded
 from workers.agent.metrics import AgentMetrics
@@ -107,6 +108,7 @@ class Agent:
         self._work = Work(
             bus=bus,
             artifacts=artifacts,
+            downloads=Downloads.of(settings, clock),
             clock=clock,
             group=self._group,
             results=self._results,

@@ -32,10 +32,11 @@ from shared.messages import (
     Succeeded,
 )
 from shared.telemetry import log
+from workers.agent.downloads import BadInput, Downloads
 from workers.agent.folders import Folders
 from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
 from workers.agent.orders import Stop
-from workers.agent.transfer import BadInput, BadOutput, fetch_inputs, store_outputs
+from workers.agent.transfer import BadOutput, fetch_inputs, store_outputs
 from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
 
 #: Characters of a failure's sentence; a result must fit its bucket.
@@ -65,6 +66,7 @@ class Attempt:
         *,
         group: Group,
         artifacts: Artifacts,
+        downloads: Downloads,
         clock: Clock,
         stop_grace_s: float,
         folders: Folders,
@@ -81,10 +83,13 @@ class Attempt:
         self.accepted = clock.monotonic()
         #: Seconds that loading its model took, if another had to go for it.
         self._load_s: float | None = None
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
         self.stored = False
         self.looked_at = False
         self._group = group
         self._artifacts = artifacts
+        self._downloads = downloads
         self._clock = clock
         self._stop_grace_s = stop_grace_s
         self._folders = folders
@@ -140,6 +145,16 @@ class Attempt:
         await self._unless_stopped(self._group.have(model))
         self._load_s = self._clock.monotonic() - began
 
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
         self.stop(Stop.TIMEOUT)
@@ -150,7 +165,8 @@ class Attempt:
         request = assign.request
         if request.inputs():
             self._at(Stage.PREPARING)
-            inputs = await self._unless_stopped(fetch_inputs(self._artifacts, request, folder, self._clock))
+            fetching = fetch_inputs(self._artifacts, self._downloads, request, folder, self._clock)
+            inputs = await self._unless_stopped(fetching)
         run = Run(job=assign.job, epoch=assign.epoch, request=request, inputs=inputs, out_dir=str(folder / "out"))
         try:
             answer = await self._perform(run)
@@ -165,7 +181,8 @@ class Attempt:
                 self._left = [file.name for file in files]
                 if self._load_s is not None:
                     used = {**used, "load_s": round(self._load_s, 3)}
-                return Succeeded(outputs=outputs, used=used)
+                swapped = {} if self._load_s is None else {"load_s": round(self._load_s, 3)}
+                return Succeeded(outputs=outputs, used=used | swapped)
             case Refused(reason=reason, message=message):
                 return _failed(reason, message, final=True)
             case Broke(reason=reason, message=message):

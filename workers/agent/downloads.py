@@ -18,8 +18,8 @@ RETRY_S = (1.0, 4.0)
 _log = log(__name__)
 
 
-class BadDownload(GenfleetError):
-    """What the URL names could not be had, or is not what a model takes."""
+class BadInput(GenfleetError):
+    """An input of the job is not in the store or cannot be had from its URL, or is not what it should be."""
 
 
 class Downloads:
@@ -44,7 +44,7 @@ class Downloads:
         """Write what lies at the URL to ``path``.
 
         Raises:
-            BadDownload: after the last try, or at once where another would not help; names the field.
+            BadInput: after the last try, or at once where another would not help; names the field.
         """
         waits = iter((*RETRY_S, None))
         while True:
@@ -52,17 +52,17 @@ class Downloads:
                 await self._once(url, path)
                 break
             except guarded_http.Refused as error:
-                raise BadDownload(f"{field}: refused: {error}") from error
+                raise BadInput(f"{field}: refused: {error}") from error
             except guarded_http.Unreachable as error:
                 wait = next(waits)
                 if wait is None:
-                    raise BadDownload(f"{field}: could not be fetched: {error}") from error
+                    raise BadInput(f"{field}: could not be fetched: {error}") from error
                 _log.info("input_not_reached", field=field, error=str(error), retry_s=wait)
                 await self._clock.sleep(wait)
         try:
             await asyncio.to_thread(_look, path, field)
         except InvalidRequest as error:
-            raise BadDownload(f"{field}: {error}") from error
+            raise BadInput(f"{field}: {error}") from error
 
     async def _once(self, url: str, path: Path) -> None:
         with path.open("wb") as file:
@@ -70,5 +70,6 @@ class Downloads:
 
 
 def _look(path: Path, field: str) -> None:
+    allowed = {"video": media.VIDEOS, "mask": media.IMAGES | media.VIDEOS}.get(field, media.IMAGES)
     with path.open("rb") as file:
-        media.inspect(file, field, media.VIDEOS if field == "video" else media.IMAGES)
+        media.inspect(file, field, allowed)

@@ -19,6 +19,7 @@ from shared.errors import ArtifactError, ArtifactNotFound, GenfleetError, Invali
 from shared.messages import Input, JobRequest, Output
 from shared.telemetry import log
 from shared.topology import output_key
+from workers.agent.downloads import BadInput, Downloads
 from workers.link import OutputFile
 
 #: Seconds between tries at a store that fails, doubling up to the second.
@@ -38,27 +39,28 @@ _log = log(__name__)
 T = TypeVar("T")
 
 
-class BadInput(GenfleetError):
-    """An input of the job is not in the store, or not what the job says it is."""
-
-
 class BadOutput(GenfleetError):
     """The engine named a file that it did not leave in its output folder."""
 
 
-async def fetch_inputs(artifacts: Artifacts, request: JobRequest, folder: Path, clock: Clock) -> dict[str, str]:
+async def fetch_inputs(
+    artifacts: Artifacts, downloads: Downloads, request: JobRequest, folder: Path, clock: Clock
+) -> dict[str, str]:
     """The job's inputs as local files in ``folder``: paths by the names of ``JobRequest.inputs``.
 
     Raises:
-        BadInput: one is missing or differs from its size or SHA-256.
+        BadInput: one is missing or differs from its size or SHA-256, or cannot be had from its URL.
     """
     wanted = request.inputs()
     paths = {name: folder / (name + _SUFFIXES.get(given.media_type, "")) for name, given in wanted.items()}
-    await asyncio.gather(*(_fetch(artifacts, name, wanted[name], paths[name], clock) for name in wanted))
+    await asyncio.gather(*(_fetch(artifacts, downloads, name, wanted[name], paths[name], clock) for name in wanted))
     return {name: str(path) for name, path in paths.items()}
 
 
-async def _fetch(artifacts: Artifacts, name: str, given: Input, path: Path, clock: Clock) -> None:
+async def _fetch(artifacts: Artifacts, downloads: Downloads, name: str, given: Input, path: Path, clock: Clock) -> None:
+    if given.url:
+        await downloads.fetch(given.url, name, path)
+        return
     try:
         size = await _persist(lambda: artifacts.fetch_file(given.key, path), clock)
     except (ArtifactNotFound, InvalidKey) as error:

@@ -13,6 +13,7 @@ from shared.messages import Assign, Failed, Held, Outcome, Reason, Result
 from shared.telemetry import about, log
 from shared.topology import PROGRESS
 from workers.agent.attempt import Attempt
+from workers.agent.downloads import Downloads
 from workers.agent.folders import Folders
 from workers.agent.group import Group
 from workers.agent.metrics import AgentMetrics
@@ -42,6 +43,7 @@ class Work:
         *,
         bus: Bus,
         artifacts: Artifacts,
+        downloads: Downloads,
         clock: Clock,
         group: Group,
         results: Results,
@@ -58,6 +60,7 @@ class Work:
         """
         self._progress = bus.bucket(PROGRESS.name)
         self._artifacts = artifacts
+        self._downloads = downloads
         self._clock = clock
         self._group = group
         self._results = results
@@ -91,6 +94,7 @@ class Work:
             assign,
             group=self._group,
             artifacts=self._artifacts,
+            downloads=self._downloads,
             clock=self._clock,
             stop_grace_s=self._stop_grace_s,
             folders=self._folders,

@@ -1,0 +1,78 @@
+"""Inputs by URL: the agent fetches them when the job runs, and what cannot be had ends the job with the reason."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shared.messages import Failed, Input, Outcome
+from shared.settings import Settings
+from tests.support.agent_scene import Scene, ready_scene
+from tests.support.gateway import png
+from tests.support.http_server import said, server
+from tests.support.scripted_rank import a_request
+
+LOCAL = Settings(drain_grace_s=60.0, private_networks="127.0.0.1/32")
+BOUND_S = 30.0
+
+
+async def outcome(scene: Scene, url: str) -> Outcome:
+    """What became of a job whose picture lies there."""
+    request = a_request(image=Input(url=url))
+    await scene.house.assign("a" * 32, 1, request=request)
+    ending = asyncio.ensure_future(scene.house.result("a" * 32, 1))
+    async with asyncio.timeout(BOUND_S):
+        while not ending.done():
+            await asyncio.wait((ending,), timeout=0.02)
+            await scene.clock.advance(1.0)
+    return ending.result().outcome
+
+
+async def test_the_rank_gets_the_file(tmp_path: Path) -> None:
+    async with server(lambda _: said(png())) as (url, seen), ready_scene(tmp_path, LOCAL) as scene:
+        run = await scene.run("a" * 32, request=a_request(image=Input(url=f"{url}/cat.png")))
+        assert await asyncio.to_thread(Path(run.inputs["image"]).read_bytes) == png()
+        assert seen == ["GET /cat.png HTTP/1.1"]
+        scene.done(run)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"<html>", "200 OK", "image: not a file of these types"),
+        (png()[:20], "200 OK", "image: a damaged or truncated image/png"),
+        (png(5000, 5000), "200 OK", "image: 5000x5000 is too large"),
+        (b"", "404 Not Found", "image: refused: the server answered 404"),
+    ],
+)
+async def test_what_is_no_picture_is_refused(tmp_path: Path, body: bytes, status: str, words: str) -> None:
+    async with server(lambda _: said(body, status)) as (url, seen), ready_scene(tmp_path, LOCAL) as scene:
+        ended = await outcome(scene, url)
+        assert isinstance(ended, Failed)
+        assert (ended.reason, ended.final) == ("input_rejected", True)
+        assert ended.message.startswith(words)
+        assert len(seen) == 1
+
+
+async def test_a_server_that_fails_is_asked_again(tmp_path: Path) -> None:
+    async with server(lambda _: said(b"", "503 Busy")) as (url, seen), ready_scene(tmp_path, LOCAL) as scene:
+        ended = await outcome(scene, url)
+        assert isinstance(ended, Failed)
+        assert (ended.reason, ended.message) == (
+            "input_rejected",
+            "image: could not be fetched: the server answered 503",
+        )
+        assert len(seen) == 3
+
+
+async def test_a_private_address_is_not_reached(tmp_path: Path) -> None:
+    async with server(lambda _: said(png())) as (url, seen), ready_scene(tmp_path) as scene:
+        ended = await outcome(scene, url)
+        assert isinstance(ended, Failed)
+        assert (ended.reason, ended.message) == (
+            "input_rejected",
+            "image: refused: 127.0.0.1: not a public address",
+        )
+        assert seen == []
