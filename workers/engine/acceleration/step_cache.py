@@ -68,6 +68,7 @@ class Skipper:
         self._setting: StepCache | None = None
         self._sharded = False
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._in_forward = False
         self._residual: Tensor | None = None
         self._start: Tensor | None = None
         self._reused: Tensor | None = None
@@ -84,11 +85,16 @@ class Skipper:
         """Forget what is kept."""
         self._kept.clear()
         self._residual = self._start = self._reused = None
+        self._in_forward = False
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the job has the cache."""
-        return self._setting is not None
+    def arrive(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+        """Before the transformer's forward."""
+        self._in_forward = self._setting is not None
+
+    def walks(self) -> bool:
+        """Whether this walk over the blocks is the forward's, of a job with the cache; only the first one is."""
+        is_on, self._in_forward = self._in_forward, False
+        return is_on
 
     def enter(self, block: nn.Module, tokens: Tensor, *rest: Any) -> Tensor:
         """The first block."""
@@ -153,13 +159,13 @@ class Skipper:
 
 
 class Blocks(nn.ModuleList):
-    """The transformer's blocks, of which a walk may end after the first."""
+    """The transformer's blocks, of which the forward's walk may end after the first."""
 
     skipper: Skipper
 
     @override
     def __iter__(self) -> Iterator[Any]:
-        if not self.skipper.is_on:
+        if not self.skipper.walks():
             yield from super().__iter__()
             return
         first, second, *others = super().__iter__()
@@ -181,4 +187,5 @@ def install(transformer: nn.Module, skipper: Skipper) -> None:
         blocks = Blocks(model.blocks)
         blocks.skipper = skipper
         model.blocks = blocks
+        model.register_forward_pre_hook(skipper.arrive)
         model.norm_out.register_forward_pre_hook(skipper.leave)
