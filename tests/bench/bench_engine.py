@@ -1,7 +1,9 @@
 """What the engine takes on this machine: start-up to ready, and the demo model's stages, on 1 and 2 ranks.
 
 ``python -m tests.bench.bench_engine`` launches real groups (``workers.engine.rank``, torchrun above one rank) with a
-scripted agent at the other end of the link, and lets each do the demo job several times.
+scripted agent at the other end of the link, and lets each do the demo job several times. With ``--accelerator`` it
+measures real sizes on this machine's accelerator instead (``accelerator``), with ``--tiny`` the same code on tiny sizes
+on the CPU, which shows that it runs and nothing else.
 """
 
 from __future__ import annotations
@@ -56,7 +58,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--accelerator", action="store_true", help="real sizes on the accelerator")
+    parser.add_argument("--tiny", action="store_true", help="the accelerator's part on tiny sizes; writes nothing")
     given = parser.parse_args()
+    if given.accelerator or given.tiny:
+        _on_accelerator(given.tiny)
+        return
     photo = ROOT / "workers" / "training" / "photos" / "heldout" / "cat.jpg"
     starts: list[tuple[object, ...]] = []
     jobs: list[tuple[object, ...]] = []
@@ -80,6 +87,21 @@ def main() -> None:
     head = ("job", "ranks", "first step ms", *(stage.removesuffix("_s") + " s" for stage in STAGES), "per step s")
     body = f"{first}\n\n{report.table(head, jobs)}"
     report.write("engine", "What the engine takes", METHOD.format(rounds=given.rounds), body)
+
+
+def _on_accelerator(tiny: bool) -> None:
+    """Print the tables, and of real sizes write ``docs/benchmarks/engine-<device>.md``."""
+    from tests.bench import accelerator, random_wan
+    from workers.engine import devices
+
+    device = devices.open_device("cpu" if tiny else devices.detect())
+    sizes, plan = (random_wan.TINY, accelerator.TINY) if tiny else (random_wan.REAL, accelerator.REAL)
+    body = accelerator.measure(sizes, plan, device, device.dtype)
+    if tiny:
+        print(body)
+        return
+    title = f"The engine at real sizes on one {device.name()}"
+    report.write(f"engine-{device.kind}", title, accelerator.method(plan, device), body)
 
 
 def _job(group: Group, photo: Path, name: str, request: JobRequest, rounds: int) -> tuple[str, ...]:
