@@ -15,7 +15,7 @@ from msgspec import Struct
 from shared import topology
 from shared.artifacts import Stored
 from shared.lifecycle import EDGES, MAX_TRANSITIONS
-from shared.messages import DEFAULT_TENANT, TERMINAL, JobRecord, State, Transition
+from shared.messages import DEFAULT_TENANT, TERMINAL, JobRecord, Reason, State, Transition
 
 #: Seconds for which a result may lie there although nothing waits for it any more.
 RESULT_GRACE_S = 60.0
@@ -36,7 +36,9 @@ class Kind(StrEnum):
     SECOND_END = "second_end"
     OPEN_AT_REST = "open_at_rest"
     CANCEL_UNDONE = "cancel_undone"
+    DELETION_UNDONE = "deletion_undone"
     TOO_MANY_ATTEMPTS = "too_many_attempts"
+    EXPIRED_EARLY = "expired_early"
     NO_REASON = "no_reason"
     OUTPUTS_MISSING = "outputs_missing"
     OUTPUTS_UNEXPECTED = "outputs_unexpected"
@@ -50,7 +52,9 @@ class Kind(StrEnum):
 
 
 #: The promise of the design's section 3 that each kind breaks, where it is not the first.
-PROMISE = {Kind.CANCEL_UNDONE: 2, Kind.TOO_MANY_ATTEMPTS: 3, Kind.NO_REASON: 6}
+PROMISE = {Kind.CANCEL_UNDONE: 2, Kind.TOO_MANY_ATTEMPTS: 3, Kind.EXPIRED_EARLY: 3, Kind.NO_REASON: 6}
+#: A start deadline is met when the job's age reaches it, give or take what two clocks count differently.
+_EARLY_S, _EARLY = 1.0, 0.01
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -70,12 +74,15 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class Submit(Struct, frozen=True, kw_only=True):
-    """A submit that was answered with 2xx: the job's id, the Idempotency-Key it was sent with, and when."""
+    """A submit that was answered with 2xx: the job's id, the Idempotency-Key it was sent with, and when. A later line
+    of the same id may add that its cancel was answered (with ``cancelling`` or ``cancelled``), or its deletion."""
 
     id: str
     key: str = ""
     time: float = 0.0
     tenant: str = DEFAULT_TENANT
+    cancelled: bool = False
+    deleted: bool = False
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -115,7 +122,7 @@ def check(snapshot: Snapshot, submits: Iterable[Submit] = (), *, at_rest: bool =
     records = snapshot.by_id()
     files = {stored.key: stored for stored in snapshot.files}
     found = [_finding(Kind.UNREADABLE, job, why) for job, why in snapshot.unreadable.items()]
-    found += _submits(submits, records.keys() | snapshot.deleted | snapshot.unreadable.keys())
+    found += _submits(submits, snapshot, records, at_rest)
     found += _archived(snapshot, records)
     for record in records.values():
         found += check_record(record)
@@ -133,9 +140,19 @@ def check_record(record: JobRecord) -> list[Finding]:
     if record.attempts > record.max_attempts:
         text = f"{record.attempts} attempts, {record.max_attempts} allowed"
         found.append(_finding(Kind.TOO_MANY_ATTEMPTS, record.id, text))
+    if _expired_early(record):
+        text = f"expired at {record.transitions[-1].age_s:.1f} s, its start deadline is {record.start_deadline_s} s"
+        found.append(_finding(Kind.EXPIRED_EARLY, record.id, text))
     if record.state is State.FAILED and (record.failure is None or not record.failure.reason):
         found.append(_finding(Kind.NO_REASON, record.id, "failed without a typed reason"))
     return found
+
+
+def _expired_early(record: JobRecord) -> bool:
+    if record.failure is None or record.failure.reason != Reason.START_DEADLINE_EXCEEDED or not record.transitions:
+        return False
+    deadline = record.start_deadline_s
+    return deadline is None or record.transitions[-1].age_s < deadline * (1 - _EARLY) - _EARLY_S
 
 
 def rewritten(before: JobRecord, after: JobRecord) -> list[Finding]:
@@ -162,13 +179,26 @@ def _finding(kind: Kind, job: str, message: str, *, broken: bool = True) -> Find
     return Finding(kind=kind, promise=PROMISE.get(kind, 1), job=job, message=message, broken=broken)
 
 
-def _submits(submits: Iterable[Submit], known: set[str]) -> Iterator[Finding]:
+def _submits(
+    submits: Iterable[Submit], snapshot: Snapshot, records: dict[str, JobRecord], at_rest: bool
+) -> Iterator[Finding]:
+    known = records.keys() | snapshot.deleted | snapshot.unreadable.keys()
     ids_by_key: dict[tuple[str, str], set[str]] = defaultdict(set)
     accepted: dict[str, Submit] = {}
     for submit in submits:
         accepted.setdefault(submit.id, submit)
         if submit.key:
             ids_by_key[submit.tenant, submit.key].add(submit.id)
+        record = records.get(submit.id)
+        if record is None:
+            continue
+        if submit.deleted:
+            # What its gateway could not finish the leader will, if there is a tombstone.
+            broken = at_rest or submit.id not in snapshot.deleted
+            text = f"its deletion was answered, and it is there, {record.state}"
+            yield _finding(Kind.DELETION_UNDONE, record.id, text, broken=broken)
+        if submit.cancelled and record.state not in (State.CANCELLING, State.CANCELLED):
+            yield _finding(Kind.CANCEL_UNDONE, record.id, f"its cancel was answered, and it is {record.state}")
     for job in accepted:
         if job not in known:
             yield _finding(Kind.LOST, job, "was accepted and is not there")

@@ -57,7 +57,8 @@ def main(
     Args:
         nats_url: the broker's address.
         artifacts: the artifact store: a folder or s3://bucket/prefix.
-        submits: JSON lines {"id", "key", "time"}, one for each accepted submit whose job is not past its retention.
+        submits: JSON lines {"id", "key", "time"}, one for each accepted submit whose job is not past its retention;
+            "cancelled": true or "deleted": true says that so much was answered too.
         at_rest: every job should have ended.
         contents: read every output and compare its SHA-256.
     """

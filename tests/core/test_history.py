@@ -134,7 +134,7 @@ def long_lived() -> JobRecord:
         running(failed_attempt(running())),
         succeeded(lifecycle.assign(queued(), "w", "w-1", STAMP)),
         lifecycle.requeue(running(), Reason.WORKER_LOST, "", STAMP, attempt=False),
-        lifecycle.fail(queued(), Reason.START_DEADLINE_EXCEEDED, "late", STAMP),
+        lifecycle.fail(replace(queued(), start_deadline_s=1.0), Reason.START_DEADLINE_EXCEEDED, "late", STAMP),
         lifecycle.cancel(queued(), STAMP),
         lifecycle.cancel(lifecycle.assign(queued(), "w", "w-1", STAMP), STAMP),
         long_lived(),

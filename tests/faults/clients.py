@@ -116,8 +116,7 @@ class Clients:
                 return None
             await asyncio.sleep(AGAIN_S)
         found = str(answer.json()["id"])
-        assert self._ledger is not None
-        self._ledger.write(msgspec.json.encode(Submit(id=found, key=job.key, time=time.time())) + b"\n")
+        self._note(Submit(id=found, key=job.key, time=time.time()))
         self.counts["submits accepted"] += 1
         promised.discard("")
         if promised - {found}:
@@ -126,11 +125,17 @@ class Clients:
             self.broken.append(f"{job.key} made two jobs: {self.accepted[job.key]} and {found}")
         return found
 
+    def _note(self, promised: Submit) -> None:
+        assert self._ledger is not None
+        self._ledger.write(msgspec.json.encode(promised) + b"\n")
+
     async def _cancel(self, job: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
         answer = await self._answer("cancels", "POST", f"/v1/jobs/{job}/cancel")
         if answer.status_code in (200, 202):
             self.cancels[job] = str(answer.json()["state"])
+            if self.cancels[job] in (State.CANCELLING, State.CANCELLED):
+                self._note(Submit(id=job, time=time.time(), cancelled=True))
         elif answer.status_code != 409:
             self.broken.append(f"the cancel of {job} was answered with {answer.status_code}: {answer.text[:300]}")
 
@@ -162,6 +167,7 @@ class Clients:
         # 410 to one that was tried again: the first was done, its answer lost.
         if answer.status_code in (204, 410):
             self.deleted.add(job)
+            self._note(Submit(id=job, time=time.time(), deleted=True))
         else:
             self.broken.append(f"the deletion of {job} was answered with {answer.status_code}: {answer.text[:300]}")
 
