@@ -193,6 +193,10 @@ class Gateway:
         """A page of jobs as JSON."""
         return self._get("/v1/jobs", query)
 
+    def workers(self) -> bytes:
+        """``GET /v1/workers``."""
+        return self._get("/v1/workers")
+
     def version(self) -> bytes:
         """The gateway's version as JSON."""
         return self._get("/version")

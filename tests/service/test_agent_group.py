@@ -258,6 +258,9 @@ async def test_a_group_that_is_never_ready_is_killed(
     rank.say(Hello(pid=1, width=1, device="cpu", device_name=""))
     rank.say(Loading(fraction=0.5, what="transformer"))
     await until(lambda: (lease := house.lease()) is not None and lease.loaded == 0.5)
+    shown = house.lease()
+    assert shown is not None
+    assert shown.detail == "loading transformer"
     await clock.advance(599)
     assert not rank.killed()
     await clock.advance(2)

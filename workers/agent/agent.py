@@ -231,7 +231,7 @@ class Agent:
             held=self._work.held,
             capacity=self._pool.capacity,
             loaded=group.loaded,
-            detail=group.detail or group.models.detail[:500],
+            detail=group.detail or group.doing or (group.models.detail or group.models.acceleration)[:500],
             step_s=dict(self._work.step_s),
             loaded_models=group.models.loaded,
             load_s=dict(group.models.load_s),
@@ -248,6 +248,7 @@ class Agent:
             lease = self._snapshot()
             confirmed = await self._lease.publish(lease)
             self._metrics.show(lease, self._group.launched, self._group.ends, self._lease.failures)
+            self._metrics.show_acceleration(self._group.models.acceleration)
             if confirmed:
                 await self._lease.announce(self._group.models.cards)
             if confirmed and lease.state is WorkerState.IDLE and not self.ready.is_set():

@@ -93,7 +93,8 @@ class Group:
         phase: where it is.
         width: ranks of the present life.
         detail: why it is narrower than it should be, or broken.
-        loaded: 0..1 while the model loads.
+        loaded: 0..1 while the model loads, or its checkpoint is pulled.
+        doing: what it is at meanwhile.
         models: what it can serve, what is loaded, and how long loading took.
         device_memory: bytes of the smallest device; 0: not known.
         launched: lives so far.
@@ -133,6 +134,7 @@ class Group:
         self.full_width = pool.width
         self.detail = ""
         self.loaded = 0.0
+        self.doing = ""
         self.device = ""
         self.device_name = ""
         self.device_memory = 0
@@ -148,7 +150,7 @@ class Group:
                 continue
             life = Life(self._limits, self._launcher, self._clock, self._runtime_dir, self._hear, self._ending)
             self._life = life
-            self.width, self.loaded = self._launches.width, 0.0
+            self.width, self.loaded, self.doing = self._launches.width, 0.0, ""
             self.launched += 1
             model = self.models.launch()
             _log.info("group_launch", width=self.width, launch=self.launched, model=model)
@@ -172,10 +174,7 @@ class Group:
         """Whether the checkpoint is there now. If not, it is time to try again, or to leave."""
 
         def on_pull(fraction: float, what: str) -> None:
-            before, self.loaded = self.loaded, fraction
-            self.detail = f"pulling {what}"
-            if int(before * 100) != int(fraction * 100):
-                self._changed()
+            self._got_on(fraction, f"pulling {what}")
 
         async def left() -> str:
             await self._leaving.wait()
@@ -184,8 +183,6 @@ class Group:
         failure = await first(pulls.ensure(on_pull), left())
         if failure:
             await self._mourn(End(Reason.CANNOT_SERVE, failure, unloadable=True), was_ready=False)
-        elif self.detail.startswith("pulling "):
-            self.detail = ""
         return not failure and not self._leaving.is_set()
 
     def _fail_swap(self, end: End) -> None:
@@ -303,10 +300,8 @@ class Group:
                 if self._life is not None and self._life.came_up.is_set():
                     return End(Reason.ENGINE_ERROR, "the group said hello twice")
                 self.device, self.device_name = device, name
-            case Loading(fraction=fraction):
-                before, self.loaded = self.loaded, min(max(fraction, 0.0), 1.0)
-                if int(before * 20) != int(self.loaded * 20):
-                    self._changed()
+            case Loading(fraction=fraction, what=what):
+                self._got_on(fraction, f"loading {what}")
             case Ready():
                 self._came_up(frame)
             case CannotLoad(message=message):
@@ -319,17 +314,23 @@ class Group:
                 return self._answered(frame)
         return None
 
+    def _got_on(self, fraction: float, doing: str) -> None:
+        before, self.loaded, self.doing = self.loaded, min(max(fraction, 0.0), 1.0), doing[:200]
+        if int(before * 20) != int(self.loaded * 20):
+            self._changed()
+
     def _came_up(self, frame: Ready) -> None:
         if self._life is None:
             return
         self._life.came_up.set()
         self._launches.ready()
         self.models.ready(frame)
-        self.device_memory, self.loaded = frame.device_memory, 1.0
+        self.device_memory, self.loaded, self.doing = frame.device_memory, 1.0, ""
         if self.width == self.full_width:
             self.detail = ""
         load_s = self.models.load_s
-        _log.info("group_ready", width=self.width, models=[card.name for card in frame.cards], load_s=load_s)
+        models, acceleration = [card.name for card in frame.cards], frame.acceleration
+        _log.info("group_ready", width=self.width, models=models, load_s=load_s, acceleration=acceleration)
         self._set(Phase.READY)
         self._end_swap()
 
