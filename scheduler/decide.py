@@ -60,17 +60,24 @@ def decide(state: CoreState, event: Event) -> list[Command]:
         state.waiting_for.clear()
         return []
     if state.waiting_for:
-        # What made a job wait for a busy worker may have changed.
-        state.rematch.update(dict.fromkeys(state.waiting_for.values()))
-        state.waiting_for.clear()
+        _match_again(state)
     while state.touched or state.fresh or state.rematch:
         for name in list(state.touched):
             del state.touched[name]
             job = state.jobs.get(name)
             if job is not None:
                 consider(state, job, commands)
+        given = len(commands)
         match_workers(state, commands)
+        if len(commands) > given:
+            _match_again(state)
     return commands
+
+
+def _match_again(state: CoreState) -> None:
+    """What made jobs wait for busy workers may have changed."""
+    state.rematch.update(dict.fromkeys(state.waiting_for.values()))
+    state.waiting_for.clear()
 
 
 def _learn(state: CoreState, event: Event, commands: list[Command]) -> None:

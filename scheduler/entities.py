@@ -283,7 +283,6 @@ class Worker:
         "kind",
         "layouts",
         "lease_s",
-        "load_s",
         "loaded",
         "memory",
         "models",
@@ -313,9 +312,8 @@ class Worker:
         self.kind = Kind("", "", 1)
         #: Bytes of its smallest device; 0: not known.
         self.memory = 0
-        #: Models that are loaded (all, if it does not say), and the seconds that loading each takes.
+        #: Models that are loaded; all, if it does not say.
         self.loaded: frozenset[str] = frozenset()
-        self.load_s: dict[str, float] = {}
         #: An operator wants it to take no more jobs.
         self.drained = False
         #: Attempts that failed here in a row; the last attempts that were counted; until when it gets no job because

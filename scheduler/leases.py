@@ -36,7 +36,7 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
     worker.gone = worker.silent = False
     worker.beat, worker.seen, worker.lease_s = lease.beat, state.now, lease.lease_s
     worker.capacity = lease.capacity
-    worker.loaded, worker.load_s = frozenset(lease.loaded_models), lease.load_s
+    worker.loaded = frozenset(lease.loaded_models)
     worker.held = frozenset((held.job, held.epoch) for held in lease.held)
     worker.finished &= worker.held
     kind = kind_of(lease)
@@ -44,6 +44,8 @@ def learn_lease(state: CoreState, lease: WorkerLease, commands: list[Command]) -
     if came or kind != worker.kind or offer != (worker.state, worker.models, worker.layouts, worker.memory):
         worker.state, worker.models, worker.layouts, worker.memory = offer
         state.refit(worker, kind)
+    if len(lease.models) > 1:
+        state.learn_load(kind, lease.load_s)
     for model, step_s in lease.step_s.items():
         state.paces.told(model, kind, step_s)
     state.wake_worker(worker, state.now + lease.lease_s)

@@ -12,7 +12,7 @@ from scheduler.consider import write
 from scheduler.entities import Job, Queue, Worker
 from scheduler.place import place, swaps_now
 from scheduler.policy import Turn, Where, avoids, swaps
-from scheduler.state import CoreState
+from scheduler.state import Alike, CoreState
 from shared.pace import Kind
 
 
@@ -60,12 +60,20 @@ def _taken(job: Job) -> bool:
 
 
 def _offer(state: CoreState, queue: Queue, kind: Kind, job: Job, commands: list[Command]) -> None:
-    """Feed the free workers of that kind, until one of them has taken the job or it waits for a busy one."""
+    """Feed the free workers of that kind, until one of them has taken the job; of those that decide alike, one."""
     known = queue.kinds.get(kind)
     for name in list(known[1]) if known is not None else ():
-        _feed(state, state.workers[name], commands)
-        if _taken(job) or (queue.wish, kind) in state.waiting_for:
+        worker = state.workers[name]
+        if state.waiting_for and _alike(queue, worker) in state.waiting_for:
+            continue
+        _feed(state, worker, commands)
+        if _taken(job):
             break
+
+
+def _alike(queue: Queue, worker: Worker) -> Alike:
+    alone = worker.name if any(lane.wary for lane in queue.lanes.values()) else ""
+    return queue.wish, worker.kind, worker.loaded, alone
 
 
 def _feed(state: CoreState, worker: Worker, commands: list[Command]) -> None:
@@ -96,7 +104,7 @@ def settle_on(state: CoreState, worker: Worker) -> Decision | None:
         return None
     placed = place(state, worker, choice.job, choice.turn)
     if placed.worker is None:
-        state.waiting_for[choice.job.wish, worker.kind] = worker.name
+        state.waiting_for[_alike(state.queues[choice.job.wish], worker)] = worker.name
         state.wake_worker(worker, placed.until)
         return None
     return Decision(choice, placed.worker, placed.where)
@@ -115,7 +123,7 @@ def choose(state: CoreState, worker: Worker) -> Choice | None:
         return best
     here = _fairest(state, worker, [queue for queue in worker.queues if queue.wish.model in worker.loaded])
     model = best.job.wish.model
-    load_s = worker.load_s.get(model, state.times.load_s)
+    load_s = state.load_s(worker, model)
     swap_at = best.job.written - best.job.age_s + load_s
     loaded = [state.workers[name] for name in state.queues[best.job.wish].fitting]
     loaded = [other for other in loaded if model in other.loaded]
@@ -129,7 +137,10 @@ def choose(state: CoreState, worker: Worker) -> Choice | None:
         return best if swaps_now(worker, model) else None
     if swap_at > state.now:
         state.wake_worker(worker, swap_at)
-    return None if here is None else Choice(here.key, here.job, Turn.LOADED)
+    if here is not None:
+        return Choice(here.key, here.job, Turn.LOADED)
+    state.waiting_for[_alike(state.queues[best.job.wish], worker)] = worker.name
+    return None
 
 
 def _backlog_s(state: CoreState, queue: Queue, loaded: list[Worker]) -> float | None:

@@ -52,14 +52,7 @@ def place(state: CoreState, worker: Worker, job: Job, turn: Turn) -> Placed:
 def ends_in_s(state: CoreState, worker: Worker, job: Job) -> float | None:
     """Seconds until the job ends there if it goes there now; None if that was never measured."""
     takes_s = state.paces.expected_s(job.wish.model, job.volume, job.steps, worker.kind)
-    return None if takes_s is None else takes_s + load_s(state, worker, job.wish.model)
-
-
-def load_s(state: CoreState, worker: Worker, model: str) -> float:
-    """Seconds until the worker has the model loaded."""
-    if not worker.loaded or model in worker.loaded:
-        return 0.0
-    return worker.load_s.get(model, state.times.load_s)
+    return None if takes_s is None else takes_s + state.load_s(worker, job.wish.model)
 
 
 def swaps_now(worker: Worker, model: str) -> bool:
@@ -81,7 +74,7 @@ def _alternatives(state: CoreState, queue: Queue, worker: Worker, job: Job) -> l
                 continue
             if not swaps_now(other, job.wish.model):
                 continue
-            if best is None or load_s(state, other, job.wish.model) < load_s(state, best, job.wish.model):
+            if best is None or state.load_s(other, job.wish.model) < state.load_s(best, job.wish.model):
                 best = other
         if best is not None:
             found.append(best)
@@ -101,7 +94,7 @@ def _waits_until(state: CoreState, queue: Queue, kind: Kind, best_s: float, job:
         for name in names:
             worker = state.workers[name]
             free_in_s = _free_in_s(state, worker)
-            if free_in_s is not None and waits_for(best_s, free_in_s + load_s(state, worker, job.wish.model), there_s):
+            if free_in_s is not None and waits_for(best_s, free_in_s + state.load_s(worker, job.wish.model), there_s):
                 soon.append(state.now + free_in_s)
     return min(soon) if soon and len(soon) >= queue.live else None
 

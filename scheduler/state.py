@@ -16,7 +16,7 @@ Longer than one page, because these indexes are true only together.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from msgspec.structs import replace
 
@@ -29,6 +29,10 @@ from scheduler.timers import Timers
 from shared.fit import part
 from shared.messages import State
 from shared.pace import Kind, Paces
+
+#: Workers that decide alike about jobs of a wish: of one kind, with the same models loaded; if jobs of it keep away
+#: from some worker, each by itself.
+Alike = tuple[Wish, Kind, frozenset[str], str]
 
 _ENDED_KEPT = 10_000
 _QUEUES_KEPT = 1_024
@@ -64,8 +68,10 @@ class CoreState(Timers):
         self.touched: dict[str, None] = {}
         self.fresh: list[str] = []
         self.rematch: dict[str, None] = {}
-        #: Free workers that left a job to busy ones of a faster kind, one by wish and own kind.
-        self.waiting_for: dict[tuple[Wish, Kind], str] = {}
+        #: Free workers that left a job to others, or to another time: one of each that would decide alike.
+        self.waiting_for: dict[Alike, str] = {}
+        #: By model and kind, the seconds that loading it took, as a worker said last.
+        self._load_s: dict[tuple[str, Kind], float] = {}
 
     # --- what is known -----------------------------------------------------------------------------------------
 
@@ -317,6 +323,17 @@ class CoreState(Timers):
         if bar is not None:
             made.failures, made.barred_until, made.probation = bar.failures, bar.until, True
         return made
+
+    def learn_load(self, kind: Kind, load_s: Mapping[str, float]) -> None:
+        """A worker of that kind says how long loading its models took."""
+        for model, seconds in load_s.items():
+            self._load_s[model, kind] = seconds
+
+    def load_s(self, worker: Worker, model: str) -> float:
+        """Seconds until the worker has the model loaded: as measured on its kind."""
+        if not worker.loaded or model in worker.loaded:
+            return 0.0
+        return self._load_s.get((model, worker.kind), self.times.load_s)
 
     def set_drained(self, name: str, drained: bool) -> None:
         """An operator wants the worker of that name to take no more jobs, or to take them again."""
