@@ -50,6 +50,9 @@ def submit(
     cfg_size: Annotated[int | None, Parameter(help="Ranks over the two halves of guidance: 1 or 2.")] = None,
     ulysses_size: Annotated[int | None, Parameter(help="Ranks over the sequence.")] = None,
     ring_size: Annotated[int | None, Parameter(help="Ranks over the sequence, beyond those.")] = None,
+    lora: Annotated[
+        tuple[str, ...], Parameter(help="NAME or NAME=WEIGHT, of the model's LoRAs; may be repeated.")
+    ] = (),
     priority: Annotated[int | None, Parameter(help="0 to 9; 9 goes first.")] = None,
     start_deadline: Annotated[float | None, Parameter(help="Seconds until which it must have started.")] = None,
     run_timeout: Annotated[float | None, Parameter(help="Seconds that it may run.")] = None,
@@ -90,7 +93,8 @@ def submit(
         **_pairs("--field", field),
     }
     layout = {"cfg_size": cfg_size, "ulysses_size": ulysses_size, "ring_size": ring_size}
-    objects: dict[str, dict[str, object]] = {
+    objects: dict[str, dict[str, object] | list[dict[str, object]]] = {
+        "loras": [_lora(each) for each in lora],
         "parallel": {name: degree for name, degree in layout.items() if degree is not None},
         "metadata": dict(_pairs("--metadata", metadata)),
         "dummy": {name: _number(value) for name, value in _pairs("--dummy", dummy).items()},
@@ -125,6 +129,14 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
             raise SettingsError(f"{option}: expected KEY=VALUE, not {each!r}")
         pairs[key] = value
     return pairs
+
+
+def _lora(given: str) -> dict[str, object]:
+    name, equals, weight = given.partition("=")
+    try:
+        return {"name": name, "weight": float(weight)} if equals else {"name": name}
+    except ValueError:
+        raise SettingsError(f"--lora: expected NAME or NAME=WEIGHT, not {given!r}") from None
 
 
 def _number(text: str) -> float | str:

@@ -83,6 +83,7 @@ def test_submit_sends_a_multipart_form_and_prints_the_id(
     arguments = ["submit", "--prompt", "pan left", "--image", str(photo), "--frames", "9", "--size", "128x96"]
     arguments += ["--seed", "0", "--ulysses-size", "2", "--start-deadline", "5", "--field", "output_format=png"]
     arguments += ["--dummy", "steps=20", "--dummy", "fail=at once", "--metadata", "a=b=c"]
+    arguments += ["--lora", "rain", "--lora", "film-grain=0.5"]
     assert cli.run(arguments) == options.OK
     assert capsys.readouterr().out == f"{JOB}\n"
     (asked,) = gateway.of("POST /v1/jobs")
@@ -96,6 +97,7 @@ def test_submit_sends_a_multipart_form_and_prints_the_id(
     expected = {"prompt": "pan left", "num_frames": "9", "size": "128x96", "seed": "0", "start_deadline_s": "5.0"}
     expected |= {"output_format": "png", "parallel": '{"ulysses_size":2}'}
     expected |= {"dummy": '{"steps":20.0,"fail":"at once"}', "metadata": '{"a":"b=c"}'}
+    expected["loras"] = '[{"name":"rain"},{"name":"film-grain","weight":0.5}]'
     assert set(parts) == {*expected, "image"}
     for name, value in expected.items():
         assert parts[name].split(b"\r\n\r\n", 1)[1] == value.encode() + b"\r\n"
@@ -479,6 +481,7 @@ def test_the_schema_of_pool_files_is_json(capsys: pytest.CaptureFixture[str]) ->
         ["submit", "--prompt", "x", "--seed", "one"],
         ["submit", "--prompt", "x", "--image", "nowhere.jpg"],
         ["submit", "--prompt", "x", "--dummy", "steps"],
+        ["submit", "--prompt", "x", "--lora", "rain=heavy"],
         ["nonsense"],
         ["jobs", "--state", "sleeping"],
         ["up", "--port", "70000"],
