@@ -14,12 +14,13 @@ from types import TracebackType
 import psutil
 
 from shared.settings import Settings, to_environ
+from tests.support.leash import leashed
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class ServiceProcess:
-    """``python -m <module>`` with those settings; a context manager that kills it in the end.
+    """``python -m <module>`` with those settings; a context manager that kills it in the end, and it dies with us.
 
     Attributes:
         started: when it was, on this process's monotonic clock.
@@ -32,7 +33,7 @@ class ServiceProcess:
         self.started = time.monotonic()
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module], cwd=ROOT, env=environ, stderr=file, stdout=file
+                leashed(sys.executable, "-m", module), cwd=ROOT, env=environ, stderr=file, stdout=file
             )
 
     def lines(self) -> list[dict[str, object]]:
