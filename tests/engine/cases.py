@@ -140,18 +140,19 @@ def _course(unison: Any, listener: Any = None) -> Course:
 
 
 def vae_split(ranks: Ranks, folder: Path, columns: int) -> dict[str, float]:
-    """Largest difference of pixels and of latents, split against whole, on this rank; 5 frames of 64 × 8·columns."""
+    """Largest difference of pixels and of latents, split against whole, on this rank; 5 frames of 8 latent rows."""
     vae = family(folder, ranks.world)._vae
     split = family(folder, ranks.world)._split
     assert split is not None
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(1, 3, 5, 64, 8 * columns, generator=generator) * 2 - 1
-    latents = torch.randn(1, 16, 2, 8, columns, generator=generator)
+    side = vae.config.scale_factor_spatial
+    pixels = torch.rand(1, 3, 5, 8 * side, side * columns, generator=generator) * 2 - 1
+    latents = torch.randn(1, vae.config.z_dim, 2, 8, columns, generator=generator)
     chunks = [pixels[:, :, :1], pixels[:, :, 1:]]
     whole_latents = causal.encode(vae, chunks)
     whole_pixels = torch.cat(list(causal.decode(vae, latents)), 2)
     with split.active():
-        split_latents = split.whole(causal.encode(vae, [split.part(chunk, 8) for chunk in chunks]))
+        split_latents = split.whole(causal.encode(vae, [split.part(chunk, side) for chunk in chunks]))
         split_pixels = split.whole(torch.cat(list(causal.decode(vae, split.part(latents))), 2))
     return {
         "encode": float((split_latents - whole_latents).abs().max()),

@@ -148,3 +148,16 @@ def test_numbers_that_are_not_finite_fail_the_job_for_that_reason(
     assert (caught.value.reason, caught.value.refused) == ("engine_error", False)
     # Two calls to a step, and none after the step that showed it.
     assert calls[0] == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_warms_up_and_makes_a_file(checkpoints: Folders, tmp_path: Path, family: str) -> None:
+    model = cases.family(checkpoints(family), 1)
+    model.warm_up()
+    asked, image, inputs = filled(family, tmp_path)
+    job = replace(cases.job_of(replace(asked, steps=2), model.check(asked), image, **inputs), out_dir=tmp_path)
+    made = model.run(job, cases._course(Alone()))
+    (file,) = made.files
+    assert (file.media_type, file.width, file.height, file.num_frames) == ("video/mp4", 128, 64, 5)
+    assert (tmp_path / file.name).stat().st_size > 0
+    assert {"encode_text_s", "encode_image_s", "denoise_s", "decode_s"} <= made.used.keys()

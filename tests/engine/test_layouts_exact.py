@@ -78,7 +78,7 @@ def test_solvers_and_no_guidance(gloo: Groups, checkpoints: Folders) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_vae_split_is_exact(gloo: Groups, checkpoints: Folders, world: int) -> None:
-    folder = checkpoints("wan21-t2v")
-    for difference in gloo(world).run(cases.vae_split, folder, 8 * world):
+@pytest.mark.parametrize(("family", "columns"), [("wan21-t2v", 8), ("wan22-ti2v", 4)])
+def test_vae_split_is_exact(gloo: Groups, checkpoints: Folders, world: int, family: str, columns: int) -> None:
+    for difference in gloo(world).run(cases.vae_split, checkpoints(family), columns * world):
         assert difference == {"encode": 0.0, "decode": 0.0}
