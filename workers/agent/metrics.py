@@ -23,6 +23,7 @@ class AgentMetrics:
         width, full_width: ranks it has, and should have.
         state: 1 for the state in the lease, 0 for the others.
         lease_failures: renewals that the bus did not confirm.
+        attention: 1 for the attention kernel that the group has settled on.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,16 @@ class AgentMetrics:
         self.lease_failures = Gauge(
             "genfleet_lease_failures", "Lease renewals not confirmed, so far.", registry=registry
         )
+        self.attention = Gauge(
+            "genfleet_group_attention", "1 for the attention kernel in use.", ["kernel"], registry=registry
+        )
+
+    def show_acceleration(self, told: str) -> None:
+        """Set the kernel's gauge by what the group told: ``attention KERNEL …``."""
+        self.attention.clear()
+        word, _, rest = told.partition(" ")
+        if word == "attention" and rest:
+            self.attention.labels(rest.partition(" ")[0].rstrip(";")).set(1)
 
     def show(self, lease: WorkerLease, launches: int, ends: Mapping[str, int], lease_failures: int) -> None:
         """Set the gauges."""

@@ -21,6 +21,7 @@ class Models:
     Attributes:
         wanted: the model that the group has, or is launched with; ``""`` in a pool of one.
         load_s: by model, the seconds from the last launch with it until it was ready.
+        acceleration: what the loaded model said of its attention kernel and what else is on.
     """
 
     def __init__(self, names: tuple[str, ...], clock: Clock) -> None:
@@ -28,6 +29,7 @@ class Models:
         self._clock = clock
         self.wanted = names[0] if names else ""
         self.load_s: dict[str, float] = {}
+        self.acceleration = ""
         self._loaded: tuple[str, ...] = ()
         self._before = self.wanted
         self._launched = 0.0
@@ -87,6 +89,7 @@ class Models:
     def ready(self, frame: Ready) -> None:
         """It came up."""
         self._loaded = tuple(card.name for card in frame.cards)
+        self.acceleration = frame.acceleration
         took_s = round(self._clock.monotonic() - self._launched, 3)
         if not self._names:
             self._cards = {}
