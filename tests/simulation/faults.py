@@ -15,6 +15,7 @@ from shared.errors import BusError, InvalidRequest
 from shared.messages import TERMINAL, State
 from tests.simulation.fleet import Fleet, GatewaySlot, Slot
 from tests.simulation.network import CALM, Weather
+from tests.simulation.operators import Operating
 from tests.simulation.process import Crashed
 
 TENANTS = ("ada", "ben", "cyd")
@@ -36,7 +37,7 @@ PRETENCES = tuple(pretence for _, pretence in _PRETENCES)
 _WIDTHS = (None, None, None, 1, 2)
 
 
-class Chaos:
+class Chaos(Operating):
     """Does things to a fleet and remembers what has to be undone.
 
     Attributes:
@@ -44,10 +45,13 @@ class Chaos:
     """
 
     def __init__(self, fleet: Fleet, random: Random) -> None:
+        super().__init__()
         self.fleet = fleet
         self.random = random
         self.submitted = 0
         self._clients: set[asyncio.Task[None]] = set()
+
+    tenants = TENANTS
 
     # --- clients -----------------------------------------------------------------------------------------------------
 

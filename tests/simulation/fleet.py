@@ -22,13 +22,14 @@ from shared.settings import Settings
 from shared.topology import BUCKETS
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Broker, Network, SimBus
+from tests.simulation.operators import Wishes
 from tests.simulation.process import Process, SimClock
 from tests.simulation.rank import SimLauncher
 from tests.simulation.store import Files, SimArtifacts
 from tests.simulation.witness import Witness
 from workers.agent.agent import Agent
 from workers.agent.lease import Superseded
-from workers.pool import Pool, PoolLimits
+from workers.pool import OtherModel, Pool, PoolLimits
 
 #: Ended jobs that are kept of each tenant.
 RETAINED = 5
@@ -38,8 +39,8 @@ SETTINGS = Settings(
     drain_grace_s=4.0, lease_s=6.0, archive_after_s=8.0, marker_ttl_s=60.0, quarantine_s=2.0, retain_count=RETAINED
 )
 LIMITS = PoolLimits(load_timeout_s=20.0, silence_timeout_s=15.0, stop_grace_s=5.0)
-#: Which model each worker serves, and with how many ranks.
-WORKERS = (("dummy", 1), ("dummy", 2), ("dummy", 1), ("dummy-b", 1))
+#: Which models each worker serves, and with how many ranks.
+WORKERS = ((("dummy",), 1), (("dummy",), 2), (("dummy", "dummy-b"), 1), (("dummy-b", "dummy"), 1))
 
 
 class Slot:
@@ -139,9 +140,9 @@ class WorkerSlot(Slot):
     agent: Agent
     launcher: SimLauncher
 
-    def __init__(self, fleet: Fleet, name: str, model: str, width: int) -> None:
+    def __init__(self, fleet: Fleet, name: str, models: tuple[str, ...], width: int) -> None:
         super().__init__(fleet, name)
-        self._model = model
+        self._models = models
         self._width = width
         self.launcher = self._launcher()
 
@@ -151,14 +152,16 @@ class WorkerSlot(Slot):
             self.fleet.loop,
             process,
             self.fleet.seed,
-            (self._model,),
+            self._models,
             lambda run: witness.ran(run.job, run.epoch, process.name),
         )
 
     async def main(self) -> None:
         self.launcher = self._launcher()
         worker = self.name.removeprefix("worker-")
-        pool = Pool(model="dummy", serve_as=self._model, name=worker, width=self._width, limits=LIMITS)
+        others = tuple(OtherModel(model="dummy", serve_as=name) for name in self._models[1:])
+        first = self._models[0]
+        pool = Pool(model="dummy", serve_as=first, others=others, name=worker, width=self._width, limits=LIMITS)
         self.agent = Agent(
             self.bus,
             SimArtifacts(self.fleet.files, self.process),
@@ -183,7 +186,7 @@ class Fleet:
         seed: draws everything that happens by chance.
 
     Attributes:
-        witness: sees what happens and says what is broken.
+        witness: sees what happens and says what is broken; ``wishes``: what operators want, and whether that is kept.
     """
 
     def __init__(self, seed: str, *, schedulers: int = 2, gateways: int = 2) -> None:
@@ -194,6 +197,7 @@ class Fleet:
         self.broker = Broker(SimClock(self.loop, 0.0), BUCKETS)
         self.network = Network(self.loop, self.broker)
         self.witness = Witness(self.broker, self.loop.time)
+        self.wishes = Wishes(self)
         self.files = Files()
         self.folder = Path(tempfile.mkdtemp(prefix="simulation-"))
         self.gateways: list[GatewaySlot] = []

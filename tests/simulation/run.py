@@ -74,6 +74,11 @@ def actions(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
         (1, chaos.jump_broker_clock),
         (2, chaos.fail_store),
         (1, chaos.without_schedulers),
+        (2, chaos.hold),
+        (2, chaos.release),
+        (3, chaos.drain),
+        (4, chaos.resume),
+        (5, chaos.limit),
     ]
 
 
@@ -122,6 +127,7 @@ async def settle(fleet: Fleet, chaos: Chaos) -> None:
     """
     chaos.heal()
     fleet.witness.note("healed")
+    await chaos.want_nothing()
     records = fleet.witness.records
 
     def ended() -> bool:

@@ -39,6 +39,11 @@ FAULTS = (
     "jump_broker_clock",
     "fail_store",
     "without_schedulers",
+    "hold",
+    "release",
+    "drain",
+    "resume",
+    "limit",
 )
 
 
