@@ -123,6 +123,7 @@ def worker(
     name: Annotated[
         str | None, Parameter(help=f"The worker's name; by default the pool's and the host's. [{PREFIX}WORKER]")
     ] = None,
+    join: Annotated[bool, Parameter(help="Run a further machine's part of a group that spans several.")] = False,
     log_level: LogLevel = None,
 ) -> int:
     """Run a worker's agent in the foreground, which starts and supervises its group."""
@@ -130,7 +131,7 @@ def worker(
     if not settings.pool:
         raise SettingsError(f"which pool? Name its file: genfleet worker POOL.toml, or {PREFIX}POOL")
     pools.read(Path(settings.pool))
-    return _become("workers.agent", pool=pool, worker=name, log_level=log_level)
+    return _become("workers.agent.follower" if join else "workers.agent", pool=pool, worker=name, log_level=log_level)
 
 
 def _become(module: str, **options: object) -> int:

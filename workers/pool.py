@@ -50,6 +50,8 @@ class PoolLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silence_timeout_s: Seconds = 300.0
     #: From a cancel, or the run timeout, to the group's answer; then the group is killed.
     stop_grace_s: Seconds = 60.0
+    #: For a pool of several nodes: from the launch until enough of them are there.
+    join_timeout_s: Seconds = 300.0
     #: Launches in a row that may fail before the group tries the next narrower width.
     launch_attempts: Annotated[int, Meta(ge=1, le=10)] = 2
 
@@ -75,6 +77,9 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             comes (``model`` is the one that it starts with). Then each needs its ``serve_as``.
         devices: indices of the devices that the group takes, one rank each; empty takes ``0 .. width-1``.
         width: ranks in the group, one per device.
+        nodes: machines that the group spans, ``width / nodes`` ranks each; ``devices`` are those of one. The pool's
+            agent runs on the first, ``genfleet worker --join`` with the same pool on each of the others.
+        rendezvous: ``host:port`` of the first machine, where it listens for the others and nobody else may reach it.
         dtype: of the denoiser's weights and activations; ``auto`` is bfloat16 on an accelerator, float32 on CPU.
         threads: CPU threads per rank.
         attention: the kernel of self-attention; a named one that cannot be used ends the start.
@@ -99,6 +104,8 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     devices: tuple[Annotated[int, Meta(ge=0)], ...] = ()
     width: Degree = 1
     narrowest: Degree = 1
+    nodes: Degree = 1
+    rendezvous: Annotated[str, Meta(pattern=r"^([A-Za-z0-9.-]+:[0-9]{1,5})?$")] = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=256)] | None = None
     capacity: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -123,6 +130,11 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             force_setattr(self, "layout", replace(self.layout, t5_fsdp=True))
         elif self.layout.t5_fsdp and self.text_encoder == "device":
             force_setattr(self, "text_encoder", "fsdp")
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Of the group at its full width."""
+        return self.width // self.nodes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -172,8 +184,10 @@ def _checked(values: dict[str, Any], source: str) -> Pool:
         pool = msgspec.convert(values, Pool)
     except msgspec.ValidationError as error:
         raise PoolError(f"{source}: {error}") from error
-    if pool.devices and len(pool.devices) != pool.width:
-        raise PoolError(f"{source}: `devices` names {len(pool.devices)} devices, `width` is {pool.width}")
+    _check_nodes(pool, source)
+    if pool.devices and len(pool.devices) != pool.ranks_per_node:
+        each = f"{pool.ranks_per_node} on each node" if pool.nodes > 1 else f"{pool.width}"
+        raise PoolError(f"{source}: `devices` names {len(pool.devices)} devices, `width` is {each}")
     if len(set(pool.devices)) != len(pool.devices):
         raise PoolError(f"{source}: `devices` names a device twice")
     if pool.others and pool.serve_as is None:
@@ -220,6 +234,17 @@ def _download_fault(pool: Pool) -> str:
     if pool.model == "dummy" or "/" in pool.model:
         return "`download` needs `model` to be a name of `genfleet models list`"
     return ""
+
+
+def _check_nodes(pool: Pool, source: str) -> None:
+    if pool.width % pool.nodes:
+        raise PoolError(f"{source}: `nodes` is {pool.nodes}, which does not divide `width` {pool.width}")
+    if (pool.nodes > 1) != bool(pool.rendezvous):
+        raise PoolError(f"{source}: `nodes` above 1 and `rendezvous` come together")
+    if pool.nodes > 1 and pool.model == "dummy":
+        raise PoolError(f"{source}: `nodes`: the dummy engine is one process")
+    if pool.rendezvous and not 0 < int(pool.rendezvous.rpartition(":")[2]) < 65536:
+        raise PoolError(f"{source}: `rendezvous` has no port between 1 and 65535")
 
 
 def _check_layout(layout: PoolLayout, width: int, source: str) -> None:

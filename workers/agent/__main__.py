@@ -26,6 +26,7 @@ from workers import pool as pools
 from workers.agent.agent import Agent, fresh_incarnation
 from workers.agent.metrics import AgentMetrics
 from workers.agent.process import LocalLauncher
+from workers.agent.spanning import SpanningLauncher, on_one_node
 from workers.agent.pulling import HubPulls
 from workers.hub.repositories import search_path
 from workers.pool import Pool
@@ -83,7 +84,11 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
         connecting.cancel()
         return
     bus = await connecting
+    local = LocalLauncher(on_one_node(pool), pool_path, folder / "logs", f"{worker}.{incarnation}")
+    launcher = SpanningLauncher(pool, local) if pool.nodes > 1 else local
     try:
+        if isinstance(launcher, SpanningLauncher):
+            await launcher.open()
         agent = Agent(
             bus,
             artifacts,
@@ -92,7 +97,7 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
             SystemClock(),
             worker=worker,
             incarnation=incarnation,
-            launcher=LocalLauncher(pool, pool_path, folder / "logs", f"{worker}.{incarnation}"),
+            launcher=launcher,
             runtime_dir=folder,
             metrics=metrics,
             pulls=HubPulls(pool, os.environ) if pool.download else None,
@@ -104,6 +109,8 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
         garbage.rarely()
         await agent.run()
     finally:
+        if isinstance(launcher, SpanningLauncher):
+            await launcher.close()
         await bus.close()
 
 

@@ -148,7 +148,7 @@ class Life:
             await asyncio.wait({talk}, timeout=_LAST_WORDS_S)
         if talk.done() and (said := talk.result()).unloadable:
             return said
-        failure = await asyncio.to_thread(_read_failure, folder / "failure.json")
+        failure = await asyncio.to_thread(read_failure, folder / "failure.json")
         if failure is not None and not self._asked.done():
             return End(failure.reason, f"rank {failure.rank}: {failure.message}")
         return end
@@ -234,7 +234,8 @@ def _make_folder(runtime_dir: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="group-", dir=None if long else runtime_dir.absolute()))
 
 
-def _read_failure(path: Path) -> RankFailure | None:
+def read_failure(path: Path) -> RankFailure | None:
+    """What a rank left there, if one did."""
     try:
         with path.open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_FAILURE_BYTES), type=RankFailure)

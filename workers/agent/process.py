@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+from msgspec import Struct
 
 from shared.telemetry import log
 from workers.pool import Pool, visible_devices
@@ -40,6 +42,22 @@ OFFLINE = {
 PORTS = range(20000, 32000)
 
 _log = log(__name__)
+
+
+class Span(Struct, frozen=True):
+    """This machine's part of a group that spans several; by default there is one machine only.
+
+    Attributes:
+        nodes, node: how many machines, and which of them this is.
+        master, port: where torchrun's store on the first of them listens.
+        life: token of one life of the group, so that a part never meets another life's store.
+    """
+
+    nodes: int = 1
+    node: int = 0
+    master: str = "127.0.0.1"
+    port: int = 0
+    life: str = ""
 
 
 class GroupProcess(Protocol):
@@ -109,11 +127,14 @@ class LocalLauncher:
         self._name = name
         self._launches = 0
 
-    async def launch(self, link: Path, width: int, first_device: int, model: str = "") -> LocalProcess:
+    async def launch(
+        self, link: Path, width: int, first_device: int, model: str = "", span: Span | None = None
+    ) -> LocalProcess:
+        """As ``Launcher.launch``; with a ``span`` only this machine's part, of ``width`` ranks."""
         self._launches += 1
         mark = f"{self._name}.{self._launches}"
         log_file = await asyncio.to_thread(next_log, self._log_dir)
-        command = command_line(self._pool, self._pool_path, link, width, model)
+        command = command_line(self._pool, self._pool_path, link, width, model, span)
         leash = str(Path(__file__).with_name("leash.py"))
         try:
             process = await asyncio.create_subprocess_exec(
@@ -126,7 +147,7 @@ class LocalLauncher:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
-                env=environment(self._pool, width, first_device, mark, dict(os.environ)),
+                env=environment(self._pool, width, first_device, mark, dict(os.environ), span),
                 start_new_session=True,
             )
         finally:
@@ -134,21 +155,27 @@ class LocalLauncher:
         return LocalProcess(process, mark)
 
 
-def command_line(pool: Pool, pool_path: Path, link: Path, width: int, model: str = "") -> list[str]:
-    """The command that starts a group of this pool, with that one of its models."""
+def command_line(
+    pool: Pool, pool_path: Path, link: Path, width: int, model: str = "", span: Span | None = None
+) -> list[str]:
+    """The command that starts a group of this pool, or a machine's part of one, with that one of its models."""
     tail = ["--link", str(link), "--pool", str(pool_path), *(("--serve", model) if model else ())]
     if pool.model == "dummy":
         return [sys.executable, "-m", "workers.engine.dummy", *tail]
+    span = span or Span(port=free_port())
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes", "1", "--nproc-per-node", str(width)),
-        *("--rdzv-backend", "static", "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("--nnodes", str(span.nodes), "--nproc-per-node", str(width)),
+        *("--rdzv-backend", "static", "--master-addr", span.master, "--master-port", str(span.port)),
         *("--max-restarts", "0"),
+        *(("--node-rank", str(span.node), "--rdzv-id", span.life) if span.nodes > 1 else ()),
         *("-m", "workers.engine.rank", *tail),
     ]
 
 
-def environment(pool: Pool, width: int, first_device: int, mark: str, base: dict[str, str]) -> dict[str, str]:
+def environment(
+    pool: Pool, width: int, first_device: int, mark: str, base: dict[str, str], span: Span | None = None
+) -> dict[str, str]:
     """The environment of a group: the agent's without its settings and credentials, and the pool's own."""
     kept = {name: value for name, value in base.items() if not name.startswith(("GENFLEET_", "AWS_"))}
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -160,18 +187,26 @@ def environment(pool: Pool, width: int, first_device: int, mark: str, base: dict
         "WORLD_SIZE": str(width),
         MARK: mark,
     }
-    if sys.platform == "linux":
+    if sys.platform == "linux" and is_loopback((span or Span()).master):
         # Gloo otherwise listens wherever the host's name points to.
         kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return kept | visible_devices(pool, width, first_device, base) | pool.env
 
 
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+def is_loopback(host: str) -> bool:
+    """Whether that name or address is this machine's own for itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of that address that nobody listened on a moment ago."""
     for port in random.sample(PORTS, 64):
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
             return port

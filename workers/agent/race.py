@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,3 +36,12 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
+
+
+async def kept(work: Coroutine[Any, Any, T], keep: Callable[[T], None]) -> None:
+    """Hand over what the work gives, even if the caller is cancelled meanwhile, which it then is afterwards."""
+
+    async def do() -> None:
+        keep(await work)
+
+    await to_the_end(do())
