@@ -60,12 +60,12 @@ NAMES: tuple[Name, ...] = (
     *_passed("a hint of HiDream's scripts", "HCCL_SINGLE_NODE"),
     *_passed("operators one by one, for debugging; all other `ASCEND_*` likewise", "ASCEND_LAUNCH_BLOCKING"),
     *_passed("the runtime's limit for one stream", "ACL_STREAM_TIMEOUT"),
-    *_passed("libraries of Hugging Face ask nobody; genfleet downloads only when asked", "HF_HUB_OFFLINE"),
-    *_passed("the same of transformers", "TRANSFORMERS_OFFLINE"),
     *_passed("for building kernels; nothing is built here", "CUDA_HOME", "CUTLASS_DIR", "MAX_JOBS", "USE_NINJA"),
     *_passed("where libraries are found", "LD_LIBRARY_PATH"),
     *_set("devices", "the group's devices; those that were visible before are counted from 0", "CUDA_VISIBLE_DEVICES"),
     *_set("devices", "the same on Ascend", "ASCEND_RT_VISIBLE_DEVICES"),
+    *_set("download", "1 for the ranks always: a worker, if asked to, downloads before", "HF_HUB_OFFLINE"),
+    *_set("download", "the same of transformers", "TRANSFORMERS_OFFLINE"),
     *_set("width", "where ranks meet and how many there are, by torchrun", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"),
     *_default("layout.ulysses", "ranks that share a sequence", "ULYSSES_SIZE"),
     *_default("layout.dit_fsdp", "the denoiser's weights shared out", "DIT_FSDP"),
@@ -88,7 +88,7 @@ NAMES: tuple[Name, ...] = (
     *_replaced("quant", "smaller weights", "WAN_USE_DFLOAT11", "WAN_DFLOAT11_LOCAL_DIR", "WAN_DFLOAT11_MAX_MEMORY"),
     *_replaced("lora", "a LoRA in the weights", "WAN_USE_RELIGHTING_LORA"),
     *_replaced("model", "the tokenizer is the checkpoint's own", "TD_UMT5_TOKENIZER", "TD_UMT5_TOKENIZER_DIR"),
-    *_replaced("genfleet models pull", "nothing is downloaded unless it is asked for", "TD_HF_OFFLINE"),
+    *_replaced("download", "nothing is downloaded unless it is asked for", "TD_HF_OFFLINE"),
 )
 
 

@@ -13,6 +13,7 @@ from gateway.schema import SubmitBody
 from shared import environment
 from shared.environment import NAMES
 from shared.settings import Settings
+from workers.agent.process import environment as ranks_environment
 from workers.pool import Pool, PoolError, PoolLayout, parse, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,13 @@ def test_a_service_advises_on_what_does_nothing() -> None:
     (of_worker,) = environment.advice(environ, of_pool=True)
     assert of_worker.startswith("DEVICE_COUNT")
     assert environment.advice({}, of_pool=True) == ()
+
+
+def test_what_is_passed_through_reaches_the_ranks() -> None:
+    passed = {name.name: "word" for name in NAMES if name.way == "passed"}
+    others = {"HCCL_WHITELIST_DISABLE": "1", "NCCL_IB_DISABLE": "1", "ASCEND_GLOBAL_LOG_LEVEL": "3"}
+    made = ranks_environment(Pool(model="m", env={"ALGO": "1"}), 1, 0, "mark", passed | others)
+    assert made.items() >= (passed | others | {"ALGO": "1"}).items()
 
 
 # --- what stands in for a pool's fields ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from shared.messages import LoraUse
 from tests.engine import lora_files
 from workers.engine import devices
+from workers.engine.acceleration import projections
 from workers.engine.errors import CannotLoad, JobError, NotServed
 from workers.engine.lora import fusing, names
 from workers.engine.lora.file import LoraFile, low_rank_square
@@ -231,6 +232,23 @@ def test_a_convolution_can_have_one(model: nn.Module, tmp_path: Path) -> None:
     loras = Loras([pool(lora_files.write(tmp_path / "l.safetensors", lora_files.wan(kernel)))], [model], CPU)
     loras.use([LoraUse(name="style")])
     torch.testing.assert_close(weight.data, before + (up @ down).view_as(before))
+
+
+def test_fused_projections_get_it_too(tmp_path: Path) -> None:
+    fused, plain = (_transformer(1, channels=16, out=16).requires_grad_(False) for _ in range(2))
+    for block in fused.blocks:
+        projections.fuse(block.attn1)
+    before = [block.attn1.fused_weight.clone() for block in fused.blocks]
+    given = lora_files.factors(plain, lora_files.layers(plain, ".to_q", ".to_v"))
+    path = lora_files.write(tmp_path / "l.safetensors", lora_files.wan(given))
+    loras = [Loras([pool(path)], [model], CPU) for model in (fused, plain)]
+    for each in loras:
+        each.use([LoraUse(name="style")])
+    for block, like in zip(fused.blocks, plain.blocks, strict=True):
+        three = torch.cat([like.attn1.to_q.weight, like.attn1.to_k.weight, like.attn1.to_v.weight])
+        assert torch.equal(block.attn1.fused_weight, three)
+    loras[0].use([])
+    assert same([block.attn1.fused_weight for block in fused.blocks], before)
 
 
 def test_experts_get_their_own(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class LoraFile:
             if terms.up is not None and terms.down is not None:
                 total += low_rank_square(terms.up, terms.down)
             if terms.full is not None:
-                total += float(terms.full.double().square().sum())
+                total += float(terms.full.square().sum())
         return math.sqrt(max(total, 0.0))
 
     def _changed(self) -> list[tuple[bool, str]]:
@@ -184,8 +184,8 @@ class LoraFile:
 
 
 def low_rank_square(up: Tensor, down: Tensor) -> float:
-    """‖up @ down‖² as tr(upᵀ up · down downᵀ), from the factors alone."""
-    up, down = up.double(), down.double()
+    """‖up @ down‖² as tr(upᵀ up · down downᵀ), from the factors alone, in their own precision: not every device has
+    float64."""
     return float(((up.mT @ up) * (down @ down.mT)).sum())
 
 

@@ -87,11 +87,13 @@ class Fusing:
             if added is None:
                 slot.local.copy_(bases.pop(parameter))
                 continue
+            # On the device also for weights that wait on the host: a product of that size is slow there.
+            device = self._device.torch_device
             terms = [
-                _weighted(part.file.terms(parameter, second=second, device=slot.local.device), weight)
+                _weighted(part.file.terms(parameter, second=second, device=device), weight)
                 for part, weight, second in added
             ]
-            _change(slot, base.to(slot.local.device), terms, f"{parameter} of expert {index}")
+            _change(slot, base.to(device), terms, f"{parameter} of expert {index}")
 
     def _restore(self) -> None:
         for model, bases in zip(self._transformers, self._bases, strict=True):
@@ -158,7 +160,7 @@ def _change(slot: _Slot, base: Tensor, terms: Sequence[Terms], where: str) -> No
     low = [(term.up, term.down) for term in terms if term.up is not None and term.down is not None]
     full = [term.full for term in terms if term.full is not None]
     rows = slice(slot.first, slot.first + slot.local.shape[0])
-    delta = slot.local.new_zeros(slot.local.shape, dtype=torch.float32)
+    delta = torch.zeros(slot.local.shape, dtype=torch.float32, device=base.device)
     expected_square = 0.0
     if low:
         up, down = torch.cat([pair[0] for pair in low], 1), torch.cat([pair[1] for pair in low], 0)
@@ -168,11 +170,15 @@ def _change(slot: _Slot, base: Tensor, terms: Sequence[Terms], where: str) -> No
     if full:
         for tensor in full:
             delta += tensor[rows]
-        expected_square = float(delta.double().square().sum())
+        expected_square = _norm(delta) ** 2
     slot.local.copy_((base.float() + delta).to(slot.local.dtype))
-    actual = float((slot.local.float() - base.float()).double().square().sum()) ** 0.5
-    expected = max(expected_square, 0.0) ** 0.5
+    written = slot.local.to(base.device).float()
+    actual, expected = _norm(written - base.float()), max(expected_square, 0.0) ** 0.5
     # The most that rounding to the weight's type can take or add.
-    rounding = torch.finfo(slot.local.dtype).eps / 2 * float(slot.local.double().square().sum()) ** 0.5
+    rounding = torch.finfo(slot.local.dtype).eps / 2 * _norm(written)
     if not abs(actual - expected) <= _TOLERANCE * expected + 2 * rounding:
         raise CannotLoad(f"{where} changed by {actual:.6g}, the LoRA says {expected:.6g}")
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
