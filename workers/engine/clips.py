@@ -49,7 +49,9 @@ def read_clip(path: Path, width: int, height: int, fps: int, frames: int, *, gre
                 data += (fitted.convert("L") if grey else fitted).tobytes()
                 count += 1
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputRejected(f"the clip cannot be decoded: {error}") from error
+        # The library's own text names the file where it lies here, which is nobody's business.
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise InputRejected(f"the clip cannot be decoded: {why}") from error
     if not count:
         raise InputRejected("the clip has no frames")
     return Clip(width, height, count, bytes(data), channels=1 if grey else 3)
