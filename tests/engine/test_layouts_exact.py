@@ -10,7 +10,7 @@ import pytest
 
 from shared.messages import AttentionCache, Layout
 from tests.engine import cases
-from tests.engine.requests import image_request, picture, request
+from tests.engine.requests import request
 from tests.support.gloo import Gloo
 
 Groups = Callable[[int], Gloo]
@@ -33,18 +33,6 @@ def test_text_to_video(gloo: Groups, checkpoints: Folders, world: int) -> None:
     assert {(layout.cfg, layout.ulysses) for layout, _ in made[0]} >= {(2, world // 2), (1, world), (1, 1)}
     assert all(layout.vae_parallel for layout, _ in made[0])
     check(cases.alone(folder, request()), made)
-
-
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("family", ["wan21-i2v", "wan22-i2v"])
-def test_image_to_video_with_a_sequence_that_does_not_divide(
-    gloo: Groups, checkpoints: Folders, tmp_path: Path, world: int, family: str
-) -> None:
-    """5 latent frames of 3 × 5 tokens: 75 tokens; and 10 latent columns, which only 2 ranks can split."""
-    folder = checkpoints(family)
-    asked = image_request(width=80, height=48, num_frames=17)
-    image = picture(tmp_path, 80, 48)
-    check(cases.alone(folder, asked, image), gloo(world).run(cases.together, folder, asked, image))
 
 
 @pytest.mark.parametrize("world", [2, 8])
