@@ -15,6 +15,7 @@ import uvloop
 from litestar import Litestar
 
 from gateway.app import create_app
+from gateway.one_write import OneWriteProtocol
 from gateway.parts import Gateway
 from shared import environment, garbage
 from shared.artifacts import open_store
@@ -81,7 +82,7 @@ async def serve(settings: Settings) -> None:
         app = create_app(bus, open_store(settings.artifacts), settings, SystemClock())
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=OneWriteProtocol,
             lifespan="on",
             access_log=False,
             log_config=None,
