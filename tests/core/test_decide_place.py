@@ -288,6 +288,39 @@ def test_the_two_rules_as_values() -> None:
     assert not waits_for(80.0, 60.0, 20.0)
 
 
+def test_the_worked_example_of_the_operators_page() -> None:
+    """``docs/scheduling.md``, "Places"."""
+    core = Core()
+    paced(core, one=120.0, eight=20.0)
+    free(core, "big", 8)
+    free(core, "small")
+    found = core.seen(small("a", 1))
+    assert [move.reason for _, _, move in moves(found) if isinstance(move, ToAssigned)] == ["share, soonest"]
+    assert given(found) == {"a": ("big", Where.SOONEST)}
+    core.won(small("a", 2, state=State.RUNNING, worker="big", incarnation="big-a"))
+    core.after(5.0)
+    assert core.seen(small("b", 11)) == []
+    core.after(5.0)
+    assert given(core.seen(small("c", 12))) == {"b": ("small", Where.FREE)}
+    assert given(core.after(10.0)) == {}
+    ended = core.won(small("a", 3, state=State.SUCCEEDED, ran_s=20.0))
+    assert given(ended) == {"c": ("big", Where.FREE)}
+
+
+def test_the_worked_example_of_the_operators_page_with_a_wide_job_behind() -> None:
+    core = Core()
+    core.state.paces.learn("m", SMALL, 1, Kind("cuda", "", 4), 35.0)
+    paced(core, eight=20.0)
+    core.seen(small("d", 1, birth=0.0))
+    core.seen(job("wide", revision=2, birth=1.0, wish=wide(ulysses_size=8), volume=SMALL))
+    core.state.held = True
+    free(core, "small", 4, layouts=(Layout(ulysses=4),))
+    free(core, "big", 8, layouts=(Layout(ulysses=8),))
+    core.state.held = False
+    core.state.rematch["big"] = None
+    assert given(core.after(1.0)) == {"d": ("small", Where.SPARES), "wide": ("big", Where.FREE)}
+
+
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
