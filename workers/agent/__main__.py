@@ -26,8 +26,8 @@ from workers import pool as pools
 from workers.agent.agent import Agent, fresh_incarnation
 from workers.agent.metrics import AgentMetrics
 from workers.agent.process import LocalLauncher
-from workers.agent.spanning import SpanningLauncher, on_one_node
 from workers.agent.pulling import HubPulls
+from workers.agent.spanning import SpanningLauncher, on_one_node
 from workers.hub.repositories import search_path
 from workers.pool import Pool
 
