@@ -14,17 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from tests.simulation.run import STEPS, Outcome, simulate
+from tests.simulation.run import MIXES, STEPS, Outcome, simulate
 
 
-def sweep(seeds: Iterable[int], steps: int, minutes: float, failures: int = 5) -> int:
-    """Run the seeds until the time is up or so many have failed; how many did."""
+def sweep(seeds: Iterable[int], steps: int, minutes: float, mixes: tuple[str, ...], failures: int = 5) -> int:
+    """Run the seeds, with the mixes in turn, until the time is up or so many have failed; how many did."""
     began, broken, runs = time.monotonic(), 0, 0
     totals: Counter[str] = Counter()
     for seed in seeds:
         if time.monotonic() - began > minutes * 60 or broken >= failures:
             break
-        outcome = simulate(seed, steps)
+        outcome = simulate(seed, steps, mix=mixes[runs % len(mixes)])
         runs += 1
         _count(totals, outcome)
         if outcome.broken:
@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--mix", choices=MIXES, default="all", help="what happens how often")
     parser.add_argument("--log", action="store_true", help="print what happens, log lines included")
     commands = parser.add_subparsers(dest="command")
     many = commands.add_parser("sweep", help="many seeds")
@@ -62,12 +63,13 @@ def main() -> int:
     match given.command:
         case "sweep":
             seeds = range(given.first, given.first + given.seeds)
-            return 1 if sweep(seeds, given.steps, given.minutes) else 0
+            return 1 if sweep(seeds, given.steps, given.minutes, (given.mix,)) else 0
         case "soak":
             # Longer runs as well: some states are reached only after many faults.
-            return 1 if sweep(itertools.count(int(time.time()) * 1000), 3 * given.steps, given.minutes) else 0
+            fresh = itertools.count(int(time.time()) * 1000)
+            return 1 if sweep(fresh, 3 * given.steps, given.minutes, tuple(MIXES)) else 0
     lines: list[str] | None = [] if given.log else None
-    outcome = simulate(given.seed, given.steps, lines)
+    outcome = simulate(given.seed, given.steps, lines, given.mix)
     for line in lines or ():
         print(line)
     print(outcome)

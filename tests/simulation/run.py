@@ -33,6 +33,7 @@ class Outcome:
     Attributes:
         trace: digest of all that happened.
         broken: the promise that does not hold; empty if all do.
+        deleted: jobs that left the queue's bucket.
     """
 
     seed: int
@@ -43,16 +44,36 @@ class Outcome:
     writes: int
     seconds: float
     states: dict[str, int]
+    mix: str
+    deleted: int
 
     def __str__(self) -> str:
         ends = ", ".join(f"{count} {state}" for state, count in sorted(self.states.items()))
         text = f"seed {self.seed}: {self.jobs} jobs ({ends}), {self.writes} writes, {self.seconds:.0f} s"
         if not self.broken:
             return f"{text}, {self.trace[:12]}"
-        return f"{text}\n{self.broken}\nreplay: python -m tests.simulation --seed {self.seed} --steps {self.steps}"
+        again = f"python -m tests.simulation --seed {self.seed} --steps {self.steps} --mix {self.mix}"
+        return f"{text}\n{self.broken}\nreplay: {again}"
 
 
-def actions(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
+def ends(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
+    """Mostly what becomes of jobs that have ended: deletions race the archive, retention and deaths at any write."""
+    return [
+        (24, chaos.submit),
+        (24, chaos.delete),
+        (8, chaos.retry),
+        (4, chaos.cancel),
+        (16, chaos.kill_at_a_write),
+        (4, chaos.kill),
+        (3, chaos.cut),
+        (3, chaos.turn_weather),
+        (2, chaos.restart_broker),
+        (2, chaos.fail_store),
+        (1, chaos.without_schedulers),
+    ]
+
+
+def everything(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
     """Everything that may happen in a step, with its weight."""
     return [
         (40, chaos.submit),
@@ -82,15 +103,23 @@ def actions(chaos: Chaos) -> list[tuple[int, Callable[[], None]]]:
     ]
 
 
-def simulate(seed: int, steps: int = STEPS, lines: list[str] | None = None) -> Outcome:
-    """Run that seed. ``lines``: takes what happens, a line each."""
+MIXES = {"all": everything, "ends": ends}
+
+
+def simulate(seed: int, steps: int = STEPS, lines: list[str] | None = None, mix: str = "all") -> Outcome:
+    """Run that seed.
+
+    Args:
+        lines: takes what happens, a line each.
+        mix: of ``MIXES``.
+    """
     with Quiet() as quiet:
         fleet = Fleet(str(seed))
         fleet.witness.lines = lines
         quiet.witness = fleet.witness
         broken = ""
         try:
-            fleet.do(_run(fleet, Random(f"{seed}/chaos"), steps))
+            fleet.do(_run(fleet, Random(f"{seed}/chaos"), steps, MIXES[mix]))
         except AssertionError as error:
             broken = str(error) or repr(error)
         seconds = fleet.loop.time()
@@ -102,13 +131,26 @@ def simulate(seed: int, steps: int = STEPS, lines: list[str] | None = None) -> O
     states: dict[str, int] = {}
     for record in witness.records.values():
         states[record.state] = states.get(record.state, 0) + 1
-    return Outcome(seed, steps, witness.trace, broken, len(witness.records), witness.writes, seconds, states)
+    return Outcome(
+        seed,
+        steps,
+        witness.trace,
+        broken,
+        len(witness.records),
+        witness.writes,
+        seconds,
+        states,
+        mix,
+        len(witness.deleted),
+    )
 
 
-async def _run(fleet: Fleet, random: Random, steps: int) -> None:
+async def _run(
+    fleet: Fleet, random: Random, steps: int, mix: Callable[[Chaos], list[tuple[int, Callable[[], None]]]]
+) -> None:
     chaos = Chaos(fleet, random)
     await asyncio.sleep(random.uniform(0.0, 10.0))
-    kinds = actions(chaos)
+    kinds = mix(chaos)
     weights = [weight for weight, _ in kinds]
     for _ in range(steps):
         ((_, act),) = random.choices(kinds, weights)

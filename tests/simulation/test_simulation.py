@@ -25,6 +25,16 @@ def test_promises_hold_under_faults(first: int) -> None:
         assert outcome.jobs > 0
 
 
+def test_what_has_ended_is_kept_or_deleted_for_good_under_faults() -> None:
+    """Deletions race the move to the archive, retention, and deaths of whoever is at it."""
+    deleted = 0
+    for seed in range(10):
+        outcome = simulate(seed, mix="ends")
+        assert not outcome.broken, str(outcome)
+        deleted += outcome.deleted
+    assert deleted > 20
+
+
 def test_a_seed_replays_exactly() -> None:
     first = simulate(1)
     again = simulate(1)
