@@ -179,16 +179,46 @@ class Operating:
         )
         self._tell(lambda gateway: gateway.live.operators.limit(limits))
 
-    async def want_nothing(self) -> None:
-        """All as usual again, once what operators have asked for before can happen no more."""
+    async def want_something(self, submit: Callable[[], None]) -> None:
+        """While nothing else goes wrong: a wish that stands for long enough, with jobs that it concerns."""
+        await self._let_go()
+        random = Random(self.random.random())
+        what = random.choice(("hold", "drain", "limit"))
+        self.fleet.witness.note(f"stands {what}")
+        if what == "hold":
+            await self._persist(lambda gateway: gateway.live.operators.hold("maintenance"), random)
+        elif what == "drain":
+            for slot in random.sample(self.fleet.workers, len(self.fleet.workers) - 1):
+                await self._drain(slot.name.removeprefix("worker-"), random)
+        else:
+            for tenant in self.tenants:
+                await self._limit(TenantLimits(tenant=tenant, max_running=random.choice((0, 1))), random)
+        await asyncio.sleep(2 * GRACE_S)
+        for _ in range(4):
+            submit()
+        await asyncio.sleep(GRACE_S)
+
+    async def _let_go(self) -> None:
+        """Wait until what operators have asked for before can happen no more."""
         for task in list(self._asking):
             task.cancel()
         await asyncio.sleep(_LATE_S)
+
+    async def _drain(self, worker: str, random: Random) -> None:
+        await self._persist(lambda gateway: gateway.live.operators.drain(worker, "new driver", known=True), random)
+
+    async def _limit(self, limits: TenantLimits, random: Random) -> None:
+        await self._persist(lambda gateway: gateway.live.operators.limit(limits), random)
+
+    async def _resume(self, worker: str, random: Random) -> None:
+        await self._persist(lambda gateway: gateway.live.operators.resume(worker, known=True), random)
+
+    async def want_nothing(self) -> None:
+        """All as usual again."""
+        await self._let_go()
         random = Random(0)
         await self._persist(lambda gateway: gateway.live.operators.release(), random)
         for slot in self.fleet.workers:
-            worker = slot.name.removeprefix("worker-")
-            await self._persist(lambda gateway, name=worker: gateway.live.operators.resume(name, known=True), random)  # type: ignore[misc]
+            await self._resume(slot.name.removeprefix("worker-"), random)
         for tenant in self.tenants:
-            limits = TenantLimits(tenant=tenant)
-            await self._persist(lambda gateway, usual=limits: gateway.live.operators.limit(usual), random)  # type: ignore[misc]
+            await self._limit(TenantLimits(tenant=tenant), random)

@@ -169,6 +169,7 @@ async def settle(fleet: Fleet, chaos: Chaos) -> None:
     """
     chaos.heal()
     fleet.witness.note("healed")
+    await chaos.want_something(chaos.submit)
     await chaos.want_nothing()
     records = fleet.witness.records
 
