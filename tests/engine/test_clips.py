@@ -165,9 +165,13 @@ def test_a_mask_is_a_clip_as_long_as_the_job_or_one_picture(tmp_path: Path) -> N
     paths["mask"] = str(film(tmp_path / "n.mp4", 12))
     assert inputs.read(editing(mask=CLIP), paths, FRAMES).clips["mask"].channels == 1
     Image.new("RGB", (10, 10), (255, 255, 255)).save(tmp_path / "m.png")
-    picture = Input(key="k", media_type="image/png", size=1, sha256="0")
-    mask = inputs.read(editing(mask=picture), paths | {"mask": str(tmp_path / "m.png")}, FRAMES).clips["mask"]
+    # Of a mask by URL nothing is known before.
+    by_url = Input(url="https://example.com/m")
+    mask = inputs.read(editing(mask=by_url), paths | {"mask": str(tmp_path / "m.png")}, FRAMES).clips["mask"]
     assert (mask.frames, mask.channels, set(mask.data)) == (1, 1, {255})
+    (tmp_path / "m.txt").write_text("no mask")
+    with pytest.raises(InputRejected, match="mask: not a file of these types"):
+        inputs.read(editing(mask=by_url), paths | {"mask": str(tmp_path / "m.txt")}, FRAMES)
 
 
 def test_references_are_shown_whole(tmp_path: Path) -> None:

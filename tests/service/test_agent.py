@@ -211,6 +211,17 @@ async def test_inputs_are_local_files(scene: Scene) -> None:
     assert run.inputs["image"].endswith(".png")
 
 
+async def test_every_kind_of_input_has_its_own_file(scene: Scene) -> None:
+    given = {}
+    for name in ("video", "mask", "one", "two"):
+        stored = await scene.house.artifacts.put(f"inputs/default/{name}", name.encode())
+        given[name] = Input(key=stored.key, media_type="video/mp4", size=len(name), sha256=stored.sha256)
+    references = (given["one"], given["two"])
+    run = await scene.run("job1", request=a_request(video=given["video"], mask=given["mask"], references=references))
+    contents = {name: _content(path) for name, path in run.inputs.items()}
+    assert contents == {"video": b"video", "mask": b"mask", "references.0": b"one", "references.1": b"two"}
+
+
 @pytest.mark.parametrize(
     ("key", "size", "sha256"),
     [

@@ -8,7 +8,9 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.messages import Input, IntRange, JobRequest
+from shared.errors import InvalidRequest
+from shared.media import IMAGES, inspect
+from shared.messages import IntRange, JobRequest
 from workers.engine.clips import read_clip
 from workers.engine.errors import InputRejected
 from workers.engine.media import Clip, Picture, read_picture, read_reference
@@ -41,7 +43,8 @@ def read(request: JobRequest, paths: dict[str, str], allowed: IntRange) -> Input
     """
     pictures: dict[str, Picture] = {}
     clips: dict[str, Clip] = {}
-    for name, given in sorted(request.inputs().items(), key=lambda each: each[0] != "video"):
+    # The clip first: it says how many frames the others are to have.
+    for name in sorted(request.inputs(), key=lambda each: each != "video"):
         if name not in paths:
             raise InputRejected(f"{name}: not delivered")
         try:
@@ -51,7 +54,7 @@ def read(request: JobRequest, paths: dict[str, str], allowed: IntRange) -> Input
                     request = replace(request, num_frames=_rounded(clip.frames, allowed))
                     clips[name] = _cut(clip, request.num_frames)
                 case "mask":
-                    clips[name] = _mask(request, given, Path(paths[name]))
+                    clips[name] = _mask(request, Path(paths[name]))
                 case "references":
                     pictures[name] = read_reference(Path(paths[name]), request.width, request.height)
                 case _:
@@ -65,9 +68,14 @@ def _clip(request: JobRequest, path: Path, *, grey: bool = False) -> Clip:
     return read_clip(path, request.width, request.height, request.fps, request.num_frames, grey=grey)
 
 
-def _mask(request: JobRequest, given: Input, path: Path) -> Clip:
-    """A clip as long as the job, or one picture for all frames."""
-    if given.media_type.startswith("image/"):
+def _mask(request: JobRequest, path: Path) -> Clip:
+    """A clip as long as the job, or one picture for all frames; which, its first bytes tell."""
+    with path.open("rb") as file:
+        try:
+            is_picture = inspect(file, "mask").media_type in IMAGES
+        except InvalidRequest as error:
+            raise InputRejected(str(error)) from error
+    if is_picture:
         picture = read_picture(path, request.width, request.height)
         return Clip(picture.width, picture.height, 1, picture.grey(), channels=1)
     mask = _clip(request, path, grey=True)
