@@ -219,12 +219,16 @@ def scene(checkpoints: Callable[[str], Path]) -> list[dict[str, Any]]:
         )
         for rank in range(2)
     ]
-    found = []
-    for process in processes:
-        out, error = process.communicate(timeout=180)
+    said = []
+    try:
+        said = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for process, (_, error) in zip(processes, said, strict=True):
         assert process.returncode == 0, error[-4000:]
-        found.append(json.loads(out.splitlines()[-1]))
-    return found
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
 def test_the_device_says_what_it_is(scene: list[dict[str, Any]]) -> None:
