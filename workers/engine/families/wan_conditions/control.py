@@ -82,7 +82,9 @@ class Control:
         request = job.request
         window = self._window(job)
         kept = self._eyes.video(_parts(window, request.num_frames, keep=True), split, course)
-        anew = self._eyes.video(_parts(window, request.num_frames, keep=False), split, course)
+        # Where nothing is given both are the same: zero everywhere.
+        is_given = any(name in {**job.clips, **job.pictures} for name in ("video", "image", "last_image"))
+        anew = self._eyes.video(_parts(window, request.num_frames, keep=False), split, course) if is_given else kept
         control = torch.cat([torch.cat([kept, anew], 1), self._mask(window, request.num_frames, kept)], 1)
         for index in range(len(request.references)):
             pixels = encode_image.pixels(job.pictures[f"references.{index}"], self._eyes.device)
