@@ -21,14 +21,19 @@ from workers.engine.acceleration import compiling, offload, projections
 from workers.engine.acceleration.offload import HOST, Residency
 from workers.engine.course import Alone
 from workers.engine.devices.base import Device
+from workers.engine.direct import Direct
 from workers.engine.errors import CannotLoad
 from workers.engine.families.wan import Wan
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
+from workers.link import Done
 from workers.pool import Pool
 
 Folders = Callable[[str], Path]
-CACHES = {"cache": AttentionCache(start_step=0, interval=2, end_step=3), "step_cache": StepCache(threshold=0.2)}
+CACHES: dict[str, Any] = {
+    "cache": AttentionCache(start_step=0, interval=2, end_step=3),
+    "step_cache": StepCache(threshold=0.2),
+}
 
 
 def opened(folder: Path, device: Device | None = None, world: int = 1, **settings: Any) -> Wan:
@@ -264,6 +269,16 @@ def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torchao" else usual(name, *a))
     with pytest.raises(CannotLoad, match=r"quant: torchao is not installed \(genfleet\[quant\]\)"):
         opened(checkpoints("wan21-t2v"), quant="int8")
+
+
+def test_the_card_offers_the_pools_caches_and_a_job_says_what_it_used(checkpoints: Folders, tmp_path: Path) -> None:
+    pool = Pool(model=str(checkpoints("wan21-t2v")), attention="sdpa-math", offload="model", **CACHES)
+    direct = Direct(pool)
+    assert (direct.card.cache, direct.card.step_cache) == (CACHES["cache"], CACHES["step_cache"])
+    done = direct.run(request(steps=4, **CACHES), {}, tmp_path)
+    assert isinstance(done, Done)
+    told = {name: done.used[name] for name in ("attention", "offload", "cached_steps", "skipped_steps")}
+    assert told == {"attention": "sdpa-math", "offload": "model", "cached_steps": 2, "skipped_steps": 3}
 
 
 def test_projections_are_diffusers_own(checkpoints: Folders) -> None:
