@@ -110,6 +110,36 @@ def test_missing_tensors_are_named(copy: Path) -> None:
         loading.load(checkpoint.read(copy), CPU, torch.float32)
 
 
+def test_an_embedding_has_two_names_and_one_tensor_whatever_the_config_says_of_ties(copy: Path) -> None:
+    """Published umT5 configs say ``tie_word_embeddings: false``, and the files hold ``shared.weight`` alone."""
+    edit(copy / "text_encoder" / "config.json", tie_word_embeddings=False)
+    encoder = loading.load(checkpoint.read(copy), CPU, torch.float32).text_encoder
+    assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
+    assert encoder.shared.weight.abs().sum() > 0
+
+
+def test_the_encoders_are_those_that_transformers_itself_loads(checkpoints: Folders) -> None:
+    """Names, types (``wo`` of T5 stays in float32 beside float16) and values."""
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = checkpoints("wan21-i2v")
+    for dtype in (torch.float16, torch.bfloat16):
+        ours = loading.load(checkpoint.read(folder), CPU, dtype)
+        for kind, part, model in (
+            (UMT5EncoderModel, "text_encoder", ours.text_encoder),
+            (CLIPVisionModel, "image_encoder", ours.image_encoder),
+        ):
+            theirs = kind.from_pretrained(str(folder / part), dtype=dtype, local_files_only=True)
+            wanted, found = theirs.state_dict(), model.state_dict()
+            assert wanted.keys() == found.keys()
+            for name in wanted:
+                assert wanted[name].dtype == found[name].dtype, name
+                assert torch.equal(wanted[name], found[name]), name
+
+
 def test_loading_tells_how_far_it_is_and_keeps_the_types(checkpoints: Folders) -> None:
     told: list[float] = []
     parts = loading.load(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from torch import nn
 
 from tests.engine import cases
 from tests.engine.requests import image_request, picture, request
+from tests.engine.scripted import Group
 from tests.support.original_layout import CLIP, T5, rewrite
 from workers.engine import catalog, checkpoint, loading, original, parts, pickled
 from workers.engine.errors import CannotLoad
-from workers.engine.original import transformer, vae
+from workers.engine.original import vae
+from workers.link import CannotLoad as FrameCannotLoad
 
 Folders = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -139,58 +140,6 @@ def test_a_job_gives_the_same_result(twins: Callable[[str], tuple[Path, Path]], 
         assert (one.frames == other.frames).all(), family
 
 
-#: Every tensor of one block of Wan2.1 image-to-video, as ``WanAttentionBlock`` names them.
-BLOCK = """
-self_attn.q.weight self_attn.q.bias self_attn.k.weight self_attn.k.bias self_attn.v.weight self_attn.v.bias
-self_attn.o.weight self_attn.o.bias self_attn.norm_q.weight self_attn.norm_k.weight norm3.weight norm3.bias
-cross_attn.q.weight cross_attn.q.bias cross_attn.k.weight cross_attn.k.bias cross_attn.v.weight cross_attn.v.bias
-cross_attn.o.weight cross_attn.o.bias cross_attn.norm_q.weight cross_attn.norm_k.weight
-cross_attn.k_img.weight cross_attn.k_img.bias cross_attn.v_img.weight cross_attn.v_img.bias cross_attn.norm_k_img.weight
-ffn.0.weight ffn.0.bias ffn.2.weight ffn.2.bias modulation
-"""
-#: The rest of it, with first and last frame and with VACE's additions.
-REST = """
-patch_embedding.weight patch_embedding.bias text_embedding.0.weight text_embedding.0.bias text_embedding.2.weight
-text_embedding.2.bias time_embedding.0.weight time_embedding.0.bias time_embedding.2.weight time_embedding.2.bias
-time_projection.1.weight time_projection.1.bias head.head.weight head.head.bias head.modulation
-img_emb.proj.0.weight img_emb.proj.0.bias img_emb.proj.1.weight img_emb.proj.1.bias img_emb.proj.3.weight
-img_emb.proj.3.bias img_emb.proj.4.weight img_emb.proj.4.bias img_emb.emb_pos
-vace_patch_embedding.weight vace_patch_embedding.bias vace_blocks.0.before_proj.weight vace_blocks.0.before_proj.bias
-vace_blocks.0.after_proj.weight vace_blocks.0.after_proj.bias
-"""
-
-
-def test_every_name_of_the_original_modules_is_known_once() -> None:
-    keys = [
-        *REST.split(),
-        *(f"blocks.7.{name}" for name in BLOCK.split()),
-        *(f"vace_blocks.1.{name}" for name in BLOCK.split()),
-    ]
-    names = Counter(transformer.renamed(key) for key in keys)
-    assert None not in names
-    assert set(names.values()) == {1}
-    for strange in ("blocks.0.self_attn.alpha.weight", "head.norm.weight", "lora_A", "blocks", "vae.conv1.weight"):
-        assert transformer.renamed(strange) is None
-
-
-def test_the_published_vaes_flat_row_is_taken_apart() -> None:
-    """Two residual blocks a stage: places 3, 7 and 11 of the decoder's row scale up, as in the published file."""
-    places = {index: vae.renamed(f"decoder.upsamples.{index}.residual.2.weight", 2) for index in (0, 2, 4, 10, 14)}
-    assert places == {
-        0: "decoder.up_blocks.0.resnets.0.conv1.weight",
-        2: "decoder.up_blocks.0.resnets.2.conv1.weight",
-        4: "decoder.up_blocks.1.resnets.0.conv1.weight",
-        10: "decoder.up_blocks.2.resnets.2.conv1.weight",
-        14: "decoder.up_blocks.3.resnets.2.conv1.weight",
-    }
-    for index, stage in ((3, 0), (7, 1), (11, 2)):
-        assert vae.renamed(f"decoder.upsamples.{index}.resample.1.bias", 2) == (
-            f"decoder.up_blocks.{stage}.upsamplers.0.resample.1.bias"
-        )
-    assert vae.renamed("decoder.upsamples.0.nothing.2.weight", 2) is None
-    assert vae.renamed("discriminator.0.weight", 2) is None
-
-
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +204,14 @@ def test_tensors_of_another_size_are_named(spoilt: Path) -> None:
     edit(spoilt / "config.json", ffn_dim=128, num_layers=3)
     with pytest.raises(CannotLoad, match=r"tensors are missing, the first is blocks\.2\."):
         loading.load(checkpoint.read(spoilt), CPU, torch.float32)
+
+
+def test_a_group_says_which_file_it_cannot_load(spoilt: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As a pool's group does it: told to the agent, with the file, before a second has been spent on other weights."""
+    (spoilt / T5).unlink()
+    with Group(tmp_path_factory.mktemp("g"), f'model = "{spoilt}"\nserve_as = "tiny"\ndevice = "cpu"\n', 1) as group:
+        assert f"{spoilt / T5}: missing" in group.until(FrameCannotLoad).message
+        assert group.wait() == 1
 
 
 # --- .pth files ------------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ class Group:
                     return End(Reason.ENGINE_ERROR, "the group said hello twice")
                 self.device, self.device_name = device, name
             case Loading(fraction=fraction, what=what):
-                self._got_on(fraction, f"loading {what}")
+                self._got_on(fraction, f"loading {what}" if what else "warming up")
             case Ready():
                 self._came_up(frame)
             case CannotLoad(message=message):

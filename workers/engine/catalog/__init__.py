@@ -87,8 +87,8 @@ def locate(model: str, environ: Mapping[str, str] | None = None) -> tuple[Path, 
                 return place / name, found.card
     looked = ", ".join(str(place / found.folder) for place in places)
     raise CannotLoad(
-        f"{found.folder}/model_index.json: missing; looked in {looked}. Set MODEL_CKPT_DIR, or give the "
-        "folder itself as `model`"
+        f"{found.folder}/model_index.json: missing; looked in {looked}. `genfleet models pull {model}` "
+        "gets it; or set MODEL_CKPT_DIR, or give the folder itself as `model`"
     )
 
 
