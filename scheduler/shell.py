@@ -176,9 +176,7 @@ class Scheduler:
     # --- in: what happens --------------------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        leads = self.election.leads()
-        if leads != self.state.leading:
-            self._decide(Leads(now=event.now, leading=leads))
+        self._lead_changed(self.election.leads())
         self._decide(event)
 
     def _decide(self, event: Event) -> None:
@@ -187,8 +185,12 @@ class Scheduler:
         if len(self.state.caught) == len(Stream) and not self.ready.is_set():
             self.ready.set()
             _LOG.info("scheduling", scheduler=self.name, open_jobs=len(self.state.jobs), leads=self.state.leading)
+            if self.state.leading:
+                self._group.create_task(self._read_results_again())  # it may have led only when half was read
 
     def _lead_changed(self, leads: bool) -> None:
+        if leads == self.state.leading:
+            return
         self._decide(Leads(now=self._now(), leading=leads))
         if leads and self.ready.is_set():
             self._group.create_task(self._read_results_again())

@@ -8,11 +8,11 @@ import pytest
 
 from scheduler.leader import Seat
 from scheduler.shell import Scheduler
-from shared.messages import LeaderLease, State
-from shared.topology import LEADER, LEADER_KEY
+from shared.messages import LeaderLease, State, encode
+from shared.topology import LEADER, LEADER_KEY, RESULTS, result_key
 from tests.support.clock import FakeClock, settle
 from tests.support.memory_bus import Write
-from tests.support.scheduling import Room
+from tests.support.scheduling import AlwaysLeads, Room
 
 QUEUED, RUNNING, SUCCEEDED = State.QUEUED, State.RUNNING, State.SUCCEEDED
 LEASE_S = 3.0
@@ -280,3 +280,32 @@ def test_another_ones_lease_ends_ones_own() -> None:
     seat.held(1, sent=10.0, beat=0)
     seat.seen(lease("b", 0), 2, 10.5)
     assert not seat.leads(10.5)
+
+
+class LeadsAfter(AlwaysLeads):
+    """An election that is won after it was asked so many times."""
+
+    def __init__(self, asked: int) -> None:
+        self._left = asked
+
+    def leads(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+@pytest.mark.parametrize("asked", range(16))
+async def test_a_result_of_an_ended_job_goes_though_the_lead_is_won_while_the_buckets_are_read(
+    room: Room, asked: int
+) -> None:
+    """Whichever of the two is read first, and whenever between them the lead is won."""
+    await room.scheduler("first")
+    worker = await room.worker(run_s=1.0)
+    job = await room.submit()
+    await room.until(job, State.SUCCEEDED)
+    await room.clock.advance(1.0)
+    await room.kill("first")
+    (result,) = worker.results
+    await room.bus.bucket(RESULTS.name).put(result_key("w1", job, 1), encode(result))
+    await room.scheduler("second", election=LeadsAfter(asked))
+    await room.clock.advance(20.0)
+    assert await room.results() == []
