@@ -83,8 +83,6 @@ class Attempt:
         self.accepted = clock.monotonic()
         #: Seconds that loading its model took, if another had to go for it.
         self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
         self.stored = False
         self.looked_at = False
         self._group = group
@@ -145,16 +143,6 @@ class Attempt:
         await self._unless_stopped(self._group.have(model))
         self._load_s = self._clock.monotonic() - began
 
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
         self.stop(Stop.TIMEOUT)
@@ -181,8 +169,7 @@ class Attempt:
                 self._left = [file.name for file in files]
                 if self._load_s is not None:
                     used = {**used, "load_s": round(self._load_s, 3)}
-                swapped = {} if self._load_s is None else {"load_s": round(self._load_s, 3)}
-                return Succeeded(outputs=outputs, used=used | swapped)
+                return Succeeded(outputs=outputs, used=used)
             case Refused(reason=reason, message=message):
                 return _failed(reason, message, final=True)
             case Broke(reason=reason, message=message):
@@ -219,8 +206,9 @@ class Attempt:
                 raise _Interrupted
             return await working
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            if not working.done():
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
 
     def _stopped(self) -> Outcome | None:
         match self._stop.result():
@@ -256,7 +244,20 @@ class Attempt:
 
 
 async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:
-    await asyncio.wait({one, other}, return_when=asyncio.FIRST_COMPLETED)
+    """Return when one of them is done. As ``asyncio.wait``, which takes thrice the time for it."""
+    woken = asyncio.get_running_loop().create_future()
+
+    def wake(_: object) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    one.add_done_callback(wake)
+    other.add_done_callback(wake)
+    try:
+        await woken
+    finally:
+        one.remove_done_callback(wake)
+        other.remove_done_callback(wake)
 
 
 def _failed(reason: str, message: str, *, final: bool = False) -> Failed:
