@@ -1,5 +1,6 @@
 """A group over two machines: two launchers on this one, 2 ranks each. Its job is that of one process; a rank that is
-killed on either ends both parts, the group comes back, and the job is tried again and ends once."""
+killed on the second ends both parts, the group comes back, and the job is tried again and ends once. What happens when
+the first machine's part ends, or an agent, is shown with processes that only sleep."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ from workers.pool import Pool, PoolError, PoolLimits, parse
 
 Folders = Callable[[str], Path]
 T = TypeVar("T")
-BOUND_S = 120.0
+BOUND_S = 300.0
 
 
 def pool_of(model: Path | str, **changes: object) -> Pool:
@@ -136,7 +137,9 @@ class Scene:
 
         async def there() -> bool | None:
             progress = self.house.progress(job)
-            return (progress is not None and progress.stage == "denoise" and progress.step >= step) or None
+            if progress is None or (progress.epoch, progress.stage) != (epoch, "denoise"):
+                return None
+            return progress.step >= step
 
         await eventually(there)
 
@@ -168,11 +171,11 @@ async def scene(pool: Pool, pool_file: Path, folder: Path) -> AsyncIterator[Scen
         await launcher.close()
 
 
-async def test_a_job_on_two_machines_and_the_loss_of_a_rank_on_either(checkpoints: Folders, tmp_path: Path) -> None:
+async def test_a_job_on_two_machines_and_the_loss_of_a_rank_on_the_second(checkpoints: Folders, tmp_path: Path) -> None:
     folder = checkpoints("wan21-t2v")
     pool = pool_of(folder)
     pool_file = write(pool, tmp_path / "pool.toml")
-    slow = request(model="tiny", steps=40)
+    slow = request(model="tiny", steps=30)
     (tmp_path / "alone").mkdir()
     alone = generate(folder, slow, {}, tmp_path / "alone")
     expected = np.stack(read_video((tmp_path / "alone" / alone.files[0].name).read_bytes()))
@@ -186,17 +189,16 @@ async def test_a_job_on_two_machines_and_the_loss_of_a_rank_on_either(checkpoint
         assert (lease.width, lease.full_width) == (4, 4)
         assert [len(ranks(node)) for node in (0, 1)] == [2, 2]
         await here.submit("job", slow)
-        for epoch, node in ((1, 1), (2, 0)):
-            await here.step("job", epoch, 2)
-            before = {process.pid for each in (0, 1) for process in ranks(each)}
-            ranks(node)[1].kill()
-            await here.step("job", epoch + 1, 0)
-            after = {process.pid for each in (0, 1) for process in ranks(each)}
-            assert len(before) == len(after) == 4
-            assert not before & after
+        await here.step("job", 1, 2)
+        before = {process.pid for each in (0, 1) for process in ranks(each)}
+        ranks(1)[1].kill()
+        await here.step("job", 2, 0)
+        after = {process.pid for each in (0, 1) for process in ranks(each)}
+        assert len(before) == len(after) == 4
+        assert not before & after
         np.testing.assert_array_equal(await here.frames("job"), expected)
         record = await here.record("job")
-        assert (record.attempts, record.epoch) == (2, 3)
+        assert (record.attempts, record.epoch) == (1, 2)
     assert ranks(0) == ranks(1) == []
 
 
@@ -289,28 +291,37 @@ async def test_both_parts_are_told_the_same(tmp_path: Path) -> None:
         assert await process.wait() == -signal.SIGKILL
         # The next life has a token of its own, and finds the follower idle.
         again = await scene.launch()
-
-        async def twice() -> bool:
-            return len(scene.there.spans) == 2
-
-        await eventually(twice)
+        await eventually(lambda: twice(scene))
         second = scene.there.spans[1][1]
         assert second is not None
         assert second.life != there.life
         await again.kill()
 
 
-async def test_a_part_that_ends_ends_the_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["here", "there"])
+async def test_a_part_that_ends_on_either_machine_ends_the_group(tmp_path: Path, side: str) -> None:
     async with pair(tmp_path) as scene:
         scene.follow()
         process = await scene.launch()
         await scene.running()
-        assert scene.there.last is not None
-        os.killpg(scene.there.last.pid, signal.SIGKILL)
+        parts = {"here": scene.here.last, "there": scene.there.last}
+        first = parts.pop(side)
+        (other,) = parts.values()
+        assert first is not None
+        assert other is not None
+        os.killpg(first.pid, signal.SIGKILL)
         assert await process.wait() != 0
-        assert scene.here.last is not None
         await process.kill()
-        assert await scene.here.last.wait() == -signal.SIGKILL
+        assert await other.wait() == -signal.SIGKILL
+        # Both machines are free for the next life.
+        again = await scene.launch()
+        await eventually(lambda: twice(scene))
+        await again.kill()
+
+
+async def twice(scene: Pair) -> bool:
+    """Both parts were launched twice."""
+    return len(scene.here.spans) == len(scene.there.spans) == 2
 
 
 async def test_a_follower_that_goes_ends_the_group_and_its_part(tmp_path: Path) -> None:
