@@ -52,6 +52,8 @@ from shared.topology import CONTROL, JOBS, MODELS, RESULTS, USAGE, WORKERS
 TICK_S = 0.1
 WRITES_AT_ONCE = 64
 REQUESTS_AT_ONCE = 512
+#: Of results that are folded: no job waits for it.
+DROPS_AT_ONCE = 16
 
 _LOG = log(__name__)
 
@@ -149,6 +151,7 @@ class Scheduler:
                 self._group = group
                 self._writing = _Lane(group, WRITES_AT_ONCE)
                 self._asking = _Lane(group, REQUESTS_AT_ONCE)
+                self._dropping = _Lane(group, DROPS_AT_ONCE)
                 group.create_task(self._follow(self._jobs.follow(), Stream.JOBS, self._watch.hear_job))
                 group.create_task(self._follow(self._leases.follow(), Stream.WORKERS, self._watch.see_lease))
                 group.create_task(self._follow(self._results.follow(), Stream.RESULTS, self._watch.see_result))
@@ -243,7 +246,7 @@ class Scheduler:
             case WriteRecord():
                 self._writing.put(lambda: self._write(command))
             case DropResult():
-                self._writing.put(lambda: self._writes.drop(command))
+                self._dropping.put(lambda: self._writes.drop(command))
             case WriteQuarantine():
                 self._writing.put(lambda: self._ledger.write(command))
             case SendAssign():
