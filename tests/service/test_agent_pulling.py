@@ -14,6 +14,7 @@ from shared.settings import Settings
 from tests.support.clock import FakeClock
 from tests.support.hub_server import COMMIT, HubServer
 from tests.support.scripted_rank import ScriptedLauncher, agent_house, until
+from workers.agent import follower
 from workers.agent.process import OFFLINE, environment
 from workers.agent.pulling import HubPulls, OnPull
 from workers.pool import Pool, PoolError, parse
@@ -78,6 +79,24 @@ async def test_an_agent_that_leaves_stops_its_pull(tmp_path: Path) -> None:
             await pulls.cancelled.wait()
             await house.running
         assert launcher.all == []
+
+
+async def test_a_further_machine_of_a_group_pulls_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+
+    async def at_once(seconds: float) -> None:
+        rests.append(seconds)
+
+    class Failing:
+        answers = iter(["no network", "no network", ""])
+
+        async def ensure(self, on_pull: OnPull) -> str:
+            on_pull(0.5, "a file")
+            return next(self.answers)
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    await follower.pulled(Failing())
+    assert rests == [60.0, 120.0]
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

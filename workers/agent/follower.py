@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import shutil
 import signal
 import socket
@@ -28,11 +30,14 @@ from shared.settings import Settings
 from shared.telemetry import log
 from workers import pool as pools
 from workers.agent.agent import fresh_incarnation
+from workers.agent.launches import REPAIR_S
 from workers.agent.life import RankFailure, read_failure
 from workers.agent.process import LocalLauncher, LocalProcess, Span
+from workers.agent.pulling import HubPulls, Pulls
 from workers.agent.race import first, kept, to_the_end
 from workers.agent.span_link import Beat, Ended, Join, NodeLost, Peer, Refuse, SpanFrame, Start, Stop, fingerprint
 from workers.agent.spanning import on_one_node
+from workers.hub.repositories import search_path
 from workers.pool import Pool
 
 #: Seconds between attempts to reach the leader.
@@ -171,7 +176,22 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
     async def told() -> None:
         await stopped.wait()
 
-    await first(Follower(pool, local, folder, socket.gethostname()).run(), told())
+    async def follow() -> None:
+        if pool.download:
+            await pulled(HubPulls(pool, os.environ))
+        await Follower(pool, local, folder, socket.gethostname()).run()
+
+    await first(follow(), told())
+
+
+async def pulled(pulls: Pulls) -> None:
+    """Have the checkpoint on this machine, however long that takes: until then the leader has no part here."""
+    for rest in itertools.chain(REPAIR_S, itertools.repeat(REPAIR_S[-1])):
+        failure = await pulls.ensure(lambda fraction, what: _log.debug("pulling", fraction=fraction, what=what))
+        if not failure:
+            return
+        _log.error("not_pulled", message=failure, again_s=rest)
+        await asyncio.sleep(rest)
 
 
 def main() -> None:
@@ -185,6 +205,7 @@ def main() -> None:
         if pool.nodes == 1:
             raise SettingsError(f"{pool_path}: `nodes` is 1: there is nothing to join")
         telemetry.configure("follower", given)
+        os.environ["MODEL_CKPT_DIR"] = ":".join(map(str, search_path(given, os.environ)))
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(serve(given, pool, pool_path))
     except GenfleetError as error:
