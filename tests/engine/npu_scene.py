@@ -4,6 +4,7 @@ rank, in a process of its own because torch gets another device for good. Prints
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,15 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.engine import cases
-from tests.engine.requests import request
 from tests.support.npu import stand_in
 from workers.engine import devices
-from workers.engine.course import Alone, Course, Silent
-from workers.engine.opening import open_model
 from workers.engine.parallel import ulysses
-from workers.engine.parallel.mesh import Mesh
-from workers.pool import Pool
 
 _FILE = "/workers/engine/devices/npu.py"
 
@@ -71,6 +66,9 @@ def worst(a: Tensor, b: Tensor) -> float:
 def main(rank: int, world: int, port: int, folder: Path) -> None:
     """One rank of the scene."""
     torch.set_num_threads(1)
+    if rank == 0:
+        # Before the stand-in is there: diffusers would look for more in it. The other rank has no need of it.
+        importlib.import_module("tests.engine.cases")
     module = stand_in.install()
     lines = Lines()
     sys.settrace(lines.trace)
@@ -110,6 +108,13 @@ def main(rank: int, world: int, port: int, folder: Path) -> None:
 
 def video(device: Any, folder: Path) -> float:
     """A whole denoising with this device's attention, against the CPU's own."""
+    from tests.engine import cases
+    from tests.engine.requests import request
+    from workers.engine.course import Alone, Course, Silent
+    from workers.engine.opening import open_model
+    from workers.engine.parallel.mesh import Mesh
+    from workers.pool import Pool
+
     expected = cases.alone(folder, request())
     device.torch_device = torch.device("cpu")
     model = open_model(Pool(model=str(folder), dtype="float32"), device, Mesh("cpu", 1))
