@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
 
-from shared.messages import AttentionCache, JobRequest, StepCache
+from shared.messages import AttentionCache, JobRequest, Reason, StepCache
 from tests.bench import accelerator_parts, random_wan, report
 from tests.bench.accelerator_parts import Video
 from tests.bench.random_wan import Sizes
@@ -23,6 +23,7 @@ from workers.engine.acceleration import compiling, cost, projections, quantising
 from workers.engine.acceleration.attention_cache import Cache, reused_steps
 from workers.engine.course import Alone, Course, Silent
 from workers.engine.devices.base import Device
+from workers.engine.errors import AgreedFailure
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
 from workers.engine.loading import Components
@@ -54,6 +55,12 @@ class Plan(Struct, frozen=True):
 
 REAL = Plan(((832, 480, 81), (1280, 720, 81)), steps=3, skipped=1, tflops=790.0)
 TINY = Plan(((64, 64, 5), (96, 64, 5)), steps=2, skipped=1, tflops=0.01)
+
+
+def video(words: str) -> Video:
+    """``832x480x81`` as numbers."""
+    width, height, frames = map(int, words.split("x"))
+    return width, height, frames
 
 
 def request_for(video: Video) -> JobRequest:
@@ -252,8 +259,10 @@ class Steps:
             if device.kind != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
             row = _Variant(name, do(), note=accelerator_parts.peak(device))
-        except RuntimeError as error:
-            if not device.is_out_of_memory(error):
+        except (RuntimeError, AgreedFailure) as error:
+            # A step that runs out of memory has agreed on it with its ranks, of which there is one.
+            agreed = isinstance(error, AgreedFailure) and error.reason == Reason.OUT_OF_MEMORY
+            if not agreed and not device.is_out_of_memory(error):
                 raise
             self._model.forget()
             row = _Variant(name, None, note="out of memory")

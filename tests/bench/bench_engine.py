@@ -59,10 +59,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--accelerator", action="store_true", help="real sizes on the accelerator")
+    parser.add_argument("--video", action="append", metavar="WxHxF", help="with --accelerator: of these sizes only")
     parser.add_argument("--tiny", action="store_true", help="the accelerator's part on tiny sizes; writes nothing")
     given = parser.parse_args()
     if given.accelerator or given.tiny:
-        _on_accelerator(given.tiny)
+        _on_accelerator(given.tiny, given.video or [])
         return
     photo = ROOT / "workers" / "training" / "photos" / "heldout" / "cat.jpg"
     starts: list[tuple[object, ...]] = []
@@ -89,19 +90,22 @@ def main() -> None:
     report.write("engine", "What the engine takes", METHOD.format(rounds=given.rounds), body)
 
 
-def _on_accelerator(tiny: bool) -> None:
-    """Print the tables, and of real sizes write ``docs/benchmarks/engine-<device>.md``."""
+def _on_accelerator(tiny: bool, only: list[str]) -> None:
+    """Print the tables, and of real sizes write ``docs/benchmarks/engine-<device>[-<size>].md``."""
     from tests.bench import accelerator, random_wan
     from workers.engine import devices
 
     device = devices.open_device("cpu" if tiny else devices.detect())
     sizes, plan = (random_wan.TINY, accelerator.TINY) if tiny else (random_wan.REAL, accelerator.REAL)
+    if only:
+        videos = tuple(accelerator.video(words) for words in only)
+        plan = replace(plan, videos=videos)
     body = accelerator.measure(sizes, plan, device, device.dtype)
     if tiny:
         print(body)
         return
     title = f"The engine at real sizes on one {device.name()}"
-    report.write(f"engine-{device.kind}", title, accelerator.method(plan, device), body)
+    report.write("-".join(("engine", device.kind, *only)), title, accelerator.method(plan, device), body)
 
 
 def _job(group: Group, photo: Path, name: str, request: JobRequest, rounds: int) -> tuple[str, ...]:

@@ -160,6 +160,7 @@ def measure(
     except (RuntimeError, MemoryError) as error:
         if device.is_sticky(error):
             raise
+        device.clear()
         return Tried(kernel.name, f"failed on {shape.tokens} tokens: {_first_line(error)}", tried.deviation)
     return Tried(kernel.name, "", tried.deviation, statistics.median(seconds[1:]))
 
