@@ -388,6 +388,10 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     loaded: float
     detail: str
     renewed_s: float
+    #: Bytes of its smallest device (0: not known); which of its models is loaded, and the seconds that each load took.
+    device_memory: int = 0
+    loaded_models: tuple[str, ...] = ()
+    load_s: dict[str, float] = {}
     #: An operator has drained it, and why; the scheduler trusts it no more, and why.
     drained: bool = False
     drain_reason: str = ""

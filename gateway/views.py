@@ -273,6 +273,9 @@ def worker_view(
         loaded=lease.loaded,
         detail=lease.detail,
         renewed_s=round(renewed_s, 1),
+        device_memory=lease.device_memory,
+        loaded_models=lease.loaded_models,
+        load_s=lease.load_s,
         drained=drained,
         drain_reason=control.reason if control is not None and drained else "",
         quarantine=None

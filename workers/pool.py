@@ -152,6 +152,14 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return self
         for other in self.others:
             if other.serve_as == name:
+                first = OtherModel(
+                    model=self.model,
+                    serve_as=self.serve_as or "",
+                    dtype=self.dtype,
+                    layout=self.layout,
+                    cache=self.cache,
+                    lora=self.lora,
+                )
                 return replace(
                     self,
                     model=other.model,
@@ -160,6 +168,8 @@ class Pool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     layout=other.layout or self.layout,
                     cache=other.cache or self.cache,
                     lora=other.lora,
+                    others=(first, *(one for one in self.others if one is not other)),
+                    revision=None,
                 )
         raise PoolError(f"the pool {self.name!r} has no model {name!r}")
 

@@ -144,6 +144,9 @@ def test_a_pool_of_several_models_is_seen_by_a_group_as_the_one_it_is_launched_w
     assert pool.serving("fast") is pool
     fine = pool.serving("fine")
     assert (fine.model, fine.serve_as, fine.dtype, fine.layout.dit_fsdp) == ("/models/14b", "fine", "bfloat16", True)
+    assert fine.names == ("fine", "fast")
+    fast = fine.serving("fast")
+    assert (fast.model, fast.dtype, fast.layout) == (pool.model, pool.dtype, pool.layout)
     with pytest.raises(PoolError, match="has no model 'best'"):
         pool.serving("best")
     assert parse('model = "wan-demo"').names == ()

@@ -219,3 +219,8 @@ def commands(ranks: Ranks, request: JobRequest) -> list[str]:
             control.lead(command)
         return [repr(command) for command in sent]
     return [repr(control.follow()) for _ in sent]
+
+
+def smallest_of(ranks: Ranks, values: tuple[int, ...]) -> int:
+    """What all ranks agree on as the smallest of what each says."""
+    return lockstep(ranks).smallest(values[ranks.rank])

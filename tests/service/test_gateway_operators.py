@@ -332,6 +332,14 @@ async def test_what_may_fit_is_taken(gw: GatewayUnderTest, fleet: Fleet, lease: 
     assert (await gw.submit(**LARGEST))["state"] == "queued"
 
 
+async def test_a_worker_shows_its_memory_and_what_it_has_loaded(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    models = {"models": ("a", "b"), "loaded_models": ("b",), "load_s": 42.0}
+    await fleet.lease("w1", device_memory=64 * GIB, **models)  # type: ignore[arg-type]
+    (worker,) = (await gw.client.get("/v1/workers")).json()["data"]
+    assert (worker["device_memory"], worker["loaded_models"]) == (64 * GIB, ["b"])
+    assert worker["load_s"] == {"a": 42.0, "b": 42.0}
+
+
 async def test_without_a_worker_it_is_taken_and_waits(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await fleet.announce(HEAVY)
     assert (await why(gw, (await gw.submit(**LARGEST))["id"]))[0] == "no_worker"

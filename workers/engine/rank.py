@@ -68,13 +68,13 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
         family = _load(group.lockstep, group.device, group.mesh, pool, agent)
         if family is None or not warm(family, agent):
             return 1
-        memory = group.lockstep.smallest(_memory(group.device, world))
+        memory = group.lockstep.smallest(device_memory(group.device, world))
         if agent is not None:
             agent.send(
                 Ready(
                     cards=(family.card,),
                     layouts=family.layouts,
-                    others=_others(pool),
+                    others=other_cards(pool),
                     device_memory=memory,
                     acceleration=family.acceleration,
                 )
@@ -172,7 +172,7 @@ def warm(family: Family, agent: AgentLink | None) -> bool:
     return True
 
 
-def _memory(device: Device, world: int) -> int:
+def device_memory(device: Device, world: int) -> int:
     """Bytes of this rank's device; 0 where it does not say. Ranks on the host share its memory."""
     memory = device.memory()
     if memory is None:
@@ -180,7 +180,7 @@ def _memory(device: Device, world: int) -> int:
     return memory.total // world if device.kind == "cpu" else memory.total
 
 
-def _others(pool: Pool) -> tuple[ModelCard, ...]:
+def other_cards(pool: Pool) -> tuple[ModelCard, ...]:
     """Cards of the pool's other models, of those whose checkpoints can be read."""
     from workers.engine.errors import CannotLoad as LoadError
     from workers.engine.opening import card_of
