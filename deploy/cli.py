@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from deploy import jobs, models, operators
 from deploy.client import Gateway, Refused, Unreachable
 from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, print_json, setting, settings_from
+from deploy.workers import workers as list_workers
 from shared.errors import GenfleetError, SettingsError
 from shared.settings import PREFIX, variable
 from workers import pool as pools
@@ -47,7 +48,7 @@ app.command(
 for command in (jobs.submit, jobs.watch, jobs.cancel, jobs.jobs):
     app.command(command, group=_JOBS)
 app.command(operators.retry, group=_JOBS)
-for deed in (operators.hold, operators.release, operators.drain, operators.resume):
+for deed in (list_workers, operators.hold, operators.release, operators.drain, operators.resume):
     app.command(deed, group=_OPERATORS)
 # Loaded when it is asked for: it brings the bus along.
 app.command("deploy.history.command:main", name="check", group=_OPERATORS, help="Say which promise is broken, if any.")
