@@ -17,7 +17,7 @@ from shared.errors import BucketFull, BusUnavailable, InvalidKey
 from shared.fit import largest_volume
 from shared.messages import Control, ModelCard, TenantUsage, decode, encode
 from shared.telemetry import log
-from shared.topology import CONTROL, USAGE, model_of, quarantine_control
+from shared.topology import CONTROL, MODELS, USAGE, model_of, quarantine_control
 
 #: How much of the tenants' use may be forgotten when the leader is killed.
 SAVE_EVERY_S = 5.0
@@ -52,10 +52,24 @@ class Ledger:
         self._leads = leads
         self._feed = feed
         self._age = age
+        #: The newest revision that was seen of each key, by bucket.
+        self._seen: dict[str, dict[str, int]] = {}
+
+    def made_anew(self, bucket: str) -> None:
+        """That bucket begins again."""
+        self._seen.pop(bucket, None)
+
+    def _is_news(self, bucket: str, entry: Entry) -> bool:
+        """What is brought once more must not undo what came after it."""
+        seen = self._seen.setdefault(bucket, {})
+        news = entry.revision > seen.get(entry.key, 0)
+        if news:
+            seen[entry.key] = entry.revision
+        return news
 
     def see_control(self, entry: Entry, live: bool) -> None:
         """An operator's wish or a quarantine."""
-        if entry.value is None:
+        if entry.value is None or not self._is_news(CONTROL.name, entry):
             return
         try:
             control = _controls.decode(entry.value)
@@ -66,6 +80,8 @@ class Ledger:
 
     def see_model(self, entry: Entry, live: bool) -> None:
         """A model's card, or that it is withdrawn."""
+        if not self._is_news(MODELS.name, entry):
+            return
         if entry.value is None:
             self._feed(ModelSeen(now=self._clock.monotonic(), model=model_of(entry.key), footprints=(), largest=0))
             return

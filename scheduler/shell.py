@@ -219,6 +219,7 @@ class Scheduler:
                 await self._watch.know_broker_clock()
                 if batch.reset:
                     _LOG.warning("bucket_made_anew", bucket=stream)
+                    self._ledger.made_anew(stream)
                     if stream is Stream.JOBS:
                         self._watch.jobs_made_anew()
                     self._feed(Reset(now=self._now(), stream=stream))

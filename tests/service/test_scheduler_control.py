@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from scheduler.events import ControlSeen, Event
+from scheduler.ledger import Ledger
+from shared.bus import Entry
 from shared.messages import (
     Failed,
     QueueControl,
@@ -104,3 +107,23 @@ async def test_a_quarantine_is_written_down_and_found_again(room: Room) -> None:
     assert (await room.record("d")).state is QUEUED
     await room.bus.bucket(CONTROL.name).put(quarantine_control("w1"), encode(WorkerQuarantine(worker="w1")))
     await room.until("d", RUNNING)
+
+
+async def test_a_wish_that_is_brought_once_more_does_not_undo_a_later_one(room: Room) -> None:
+    scheduler = await room.scheduler()
+    seen: list[Event] = []
+    ledger = Ledger(room.bus, room.clock, scheduler.state.shares, lambda: False, lambda _: 0.0, seen.append)
+
+    def entry(revision: int, *, held: bool) -> Entry:
+        return Entry(QUEUE_CONTROL, encode(QueueControl(held=held)), revision, 0.0)
+
+    def wishes() -> list[bool]:
+        controls = [event.control for event in seen if isinstance(event, ControlSeen)]
+        return [control.held for control in controls if isinstance(control, QueueControl)]
+
+    for revision, held in ((1, False), (2, True), (1, False), (2, True)):
+        ledger.see_control(entry(revision, held=held), True)
+    assert wishes() == [False, True]
+    ledger.made_anew(CONTROL.name)
+    ledger.see_control(entry(1, held=False), False)
+    assert wishes() == [False, True, False], "a bucket made anew counts from one"
