@@ -149,7 +149,9 @@ class Life:
         if talk.done() and (said := talk.result()).unloadable:
             return said
         failure = await asyncio.to_thread(read_failure, folder / "failure.json")
-        if failure is not None and not self._asked.done():
+        # A rank that lost its peers as they were killed here is no cause.
+        is_echo = failure is not None and (failure.reason, end.reason) == (Reason.GROUP_LOST, Reason.GROUP_HUNG)
+        if failure is not None and not is_echo and not self._asked.done():
             return End(failure.reason, f"rank {failure.rank}: {failure.message}")
         return end
 
