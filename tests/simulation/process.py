@@ -105,6 +105,8 @@ class Process:
             work.close()
             raise Crashed
         task = self.spawn(work)
+        # Whoever asked may have gone by the time that it is answered.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait([task])
         if task.cancelled():
             raise Crashed
