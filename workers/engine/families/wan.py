@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.messages import JobRequest, Layout, ModelCard, Stage, Task
+from shared.messages import JobRequest, Layout, ModelCard, Stage
 from workers.engine import noise_schedulers as noise
 from workers.engine.acceleration.applied import Applied
 from workers.engine.acceleration.attention_cache import Cache, reused_steps
@@ -20,11 +20,11 @@ from workers.engine.acceleration.attention_choice import Shape
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.course import Course
 from workers.engine.devices.base import Device
-from workers.engine.errors import NotFinite, NotServed
-from workers.engine.families import ending, wan_parallel
+from workers.engine.errors import NotFinite
+from workers.engine.families import ending, wan_checks, wan_parallel
 from workers.engine.families.base import Job, Laps, Made, Used
 from workers.engine.families.wan_conditions import kinds
-from workers.engine.families.wan_conditions.base import Condition, Eyes, check_inputs
+from workers.engine.families.wan_conditions.base import Condition, Eyes
 from workers.engine.loading import Components
 from workers.engine.lora.of_pool import Loras
 from workers.engine.parallel import fsdp, layouts
@@ -92,35 +92,9 @@ class Wan:
 
     def check(self, request: JobRequest) -> Layout:
         """As ``Family.check``."""
-        card = self.card
-        if request.task not in card.tasks:
-            raise NotServed(f"task: {card.name} does not do {request.task!r}")
-        if request.solver not in card.solvers:
-            raise NotServed(f"solver: {request.solver!r} is not one of {', '.join(card.solvers)}")
-        self._check_size(request)
-        if request.task == Task.TEXT_TO_IMAGE and request.num_frames != 1:
-            raise NotServed(f"num_frames: text-to-image is one frame, not {request.num_frames}")
-        if request.guidance_scale_2 is not None and len(self._transformers) == 1:
-            raise NotServed("guidance_scale_2: this model has one expert only")
-        check_inputs(self._conditioner.takes, request)
-        self._conditioner.check(request)
+        wan_checks.check(request, self.card, self._checkpoint, self._conditioner)
         self._loras.check(request.loras)
-        return layouts.choose(self.layouts, request.parallel, guided=_is_guided(request))
-
-    def _check_size(self, request: JobRequest) -> None:
-        config = self._checkpoint
-        columns = config.vae.scale_factor_spatial * config.transformer.patch_size[2]
-        rows = config.vae.scale_factor_spatial * config.transformer.patch_size[1]
-        if request.width < columns or request.width % columns or request.height < rows or request.height % rows:
-            raise NotServed(
-                f"size: {request.width}x{request.height} is not possible; "
-                f"width must be a multiple of {columns}, height of {rows}"
-            )
-        temporal = config.vae.scale_factor_temporal
-        if request.num_frames < 1 or (request.num_frames - 1) % temporal:
-            raise NotServed(f"num_frames: {request.num_frames} is not of the form {temporal}n + 1")
-        if request.steps < 1:
-            raise NotServed("steps: at least 1")
+        return layouts.choose(self.layouts, request.parallel, guided=wan_checks.is_guided(request))
 
     def warm_up(self) -> None:
         """As ``Family.warm_up``: the default negative prompt, and one pass over the smallest latents. Where blocks are
@@ -231,7 +205,7 @@ class Wan:
 
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
-        prompts = (request.prompt, request.negative_prompt) if _is_guided(request) else (request.prompt,)
+        prompts = (request.prompt, request.negative_prompt) if wan_checks.is_guided(request) else (request.prompt,)
         with course.exchanging(0):
             encoded = self._encode_text.encode(prompts)
         return self._encode_text.keep(encoded)
@@ -343,10 +317,6 @@ class Wan:
         columns = job.request.width // self._checkpoint.vae.scale_factor_spatial
         usable = job.layout.vae_parallel and self._split is not None and self._split.splits(columns)
         return self._split if usable else None
-
-
-def _is_guided(request: JobRequest) -> bool:
-    return max(request.guidance_scale, request.guidance_scale_2 or 0.0) > 1.0
 
 
 def _not_finite(state: denoise.DenoiseState) -> NotFinite | None:
