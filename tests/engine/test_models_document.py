@@ -20,6 +20,15 @@ def test_the_memory_table_is_what_the_formulas_give() -> None:
     assert memory_table.table() in TEXT
 
 
+def test_what_it_refers_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)", TEXT)
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    paths = re.findall(r"`((?:deploy|workers|tests)/[\w./-]+)`", TEXT)
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize("name", catalog.names())
 def test_every_model_of_the_catalogue_has_a_row_with_its_defaults(name: str) -> None:
     entry = catalog.entry(name)
