@@ -46,8 +46,9 @@ def learn_end(state: CoreState, name: str, revision: int, commands: list[Command
     if state.ready:
         for result in state.results.pop(name, ()):
             commands.append(DropResult(result=result, certain=True))
-    elif not state.leading:
-        state.results.pop(name, None)  # the leader drops them; who takes over reads the bucket again
+    elif not state.leading and len(state.caught) == len(Stream):
+        # The leader drops them; who takes over reads the bucket again. Before all is read nobody would read it again.
+        state.results.pop(name, None)
 
 
 def settle(state: CoreState, name: str) -> Job | None:

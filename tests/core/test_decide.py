@@ -8,7 +8,9 @@ from scheduler.commands import Command, DropResult, FoldIn, SendCancel, ToFailed
 from scheduler.events import (
     Answer,
     AssignAnswered,
+    CaughtUp,
     JobGone,
+    Leads,
     LeaseGone,
     LeaseSeen,
     NoAnswer,
@@ -154,6 +156,18 @@ def test_a_finished_job_that_the_lease_still_shows_takes_no_slot() -> None:
         DropResult(result=result(), certain=True),
         write("next", to("w1"), revision=4),
     ]
+
+
+def test_a_result_that_a_dead_leader_left_is_dropped_by_who_leads_before_it_has_read_all() -> None:
+    """The last leader folded the result in and died before it could remove it."""
+    core = Core(ready=False)
+    core.tell(Leads(now=core.now, leading=False))
+    core.tell(CaughtUp(now=core.now, stream=Stream.RESULTS))
+    core.tell(ResultSeen(now=core.now, result=result()))
+    core.seen(job(revision=4, state=State.SUCCEEDED))
+    core.tell(Leads(now=core.now, leading=True))
+    core.catch_up()
+    assert core.after(10.0) == [DropResult(result=result(), certain=False)]
 
 
 # --- assignment -------------------------------------------------------------------------------------------------------
