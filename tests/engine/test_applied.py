@@ -134,7 +134,7 @@ def compiled_layouts(ranks: Ranks, folder: Path) -> float:
     model = compiled(opened(folder, world=ranks.world, layout=PoolLayout(dit_fsdp=True, t5_fsdp=True)), "eager")
     worst = 0.0
     for layout in model.layouts:
-        job = cases.job_of(request(), layout)
+        job = cases.job_of(request(steps=2), layout)
         both = [cases.outcome(each, job, cases._course(cases.lockstep(ranks))).latents for each in (model, plain)]
         worst = max(worst, float(np.abs(both[0] - both[1]).max()))
     return worst
