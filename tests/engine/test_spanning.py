@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -158,7 +159,9 @@ async def eventually(probe: Callable[[], Awaitable[T | None]]) -> T:
 async def scene(pool: Pool, pool_file: Path, folder: Path) -> AsyncIterator[Scene]:
     clock = SystemClock()
     broker = MemoryBroker(clock)
-    launcher = SpanningLauncher(pool, LocalLauncher(on_one_node(pool), pool_file, folder / "logs", "leader"))
+    launcher = SpanningLauncher(
+        pool, LocalLauncher(on_one_node(pool), pool_file, folder / "logs", f"leader-{secrets.token_hex(4)}")
+    )
     await launcher.open()
     scheduler = Scheduler(broker.connect("scheduler"), Settings(), clock, name="s1")
     scheduling = asyncio.create_task(scheduler.run())
