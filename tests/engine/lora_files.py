@@ -96,3 +96,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, obje
     said = {"lora_adapter_metadata": json.dumps(metadata)} if metadata is not None else None
     save_file(dict(tensors), str(path), metadata=said)
     return path
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the model's parameters, by name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,10 +1,7 @@
-"""LoRAs: every format says the same, what is fused is W + BA and verified, what is taken out leaves no trace."""
+"""LoRAs in the weights: what is fused is W + BA and verified, what is taken out leaves no trace."""
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ from tests.engine import lora_files
 from workers.engine import devices
 from workers.engine.acceleration import projections
 from workers.engine.errors import CannotLoad, JobError, NotServed
-from workers.engine.lora import fusing, names
-from workers.engine.lora.file import LoraFile, low_rank_square
+from workers.engine.lora import fusing
+from workers.engine.lora.file import low_rank_square
 from workers.engine.lora.of_pool import Loras
 from workers.pool_lora import PoolLora
 from workers.training.tiny_checkpoints import _transformer
@@ -32,10 +29,6 @@ def model() -> nn.Module:
     return _transformer(1, channels=36, out=16, image=True).requires_grad_(False)
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 def bits(*models: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for model in models for parameter in model.parameters()]
 
@@ -46,120 +39,6 @@ def same(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
 
 def pool(path: Path, name: str = "style", **others: Any) -> PoolLora:
     return PoolLora(name=name, path=str(path), **others)
-
-
-# --- what a file says ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", lora_files.FORMATS)
-def test_every_format_says_the_same(model: nn.Module, tmp_path: Path, form: str) -> None:
-    given = lora_files.factors(model, lora_files.layers(model))
-    file = LoraFile(lora_files.write(tmp_path / "l.safetensors", lora_files.FORMATS[form](given)), shapes(model))
-    assert file.parameters == {f"{layer}.weight" for layer in given}
-    for layer, (up, down) in given.items():
-        terms = file.terms(f"{layer}.weight", second=False, device=torch.device("cpu"))
-        assert terms.up is not None
-        assert terms.down is not None
-        torch.testing.assert_close(terms.up @ terms.down, up @ down)
-
-
-def test_every_layer_has_a_name_of_its_own_in_wans_code(model: nn.Module) -> None:
-    layers = lora_files.layers(model)
-    assert len({names.original(layer) for layer in layers}) == len(layers) > 30
-    assert names.original("blocks.7.attn2.add_v_proj") == "blocks.7.cross_attn.v_img"
-    assert names.original("blocks.7.ffn.net.0.proj") == "blocks.7.ffn.0"
-    assert names.original("vace_blocks.2.proj_out") == "vace_blocks.2.after_proj"
-
-
-@pytest.mark.parametrize(
-    ("metadata", "scale"),
-    [
-        ({"transformer.lora_alpha": 6, "transformer.r": 3}, 2.0),
-        ({"transformer.lora_alpha": 6, "transformer.use_rslora": True}, 6 / 3**0.5),
-        ({"transformer.lora_alpha": 3, "transformer.alpha_pattern": {"attn1.to_q": 12}}, 4.0),
-        ({}, 1.0),
-    ],
-)
-def test_an_alpha_in_the_metadata_counts(
-    model: nn.Module, tmp_path: Path, metadata: dict[str, Any], scale: float
-) -> None:
-    given = lora_files.factors(model, ["blocks.0.attn1.to_q"])
-    lora_files.write(tmp_path / "diffusers.safetensors", lora_files.peft(given), metadata)
-    (tmp_path / "peft").mkdir()
-    lora_files.write(tmp_path / "peft" / "adapter_model.safetensors", lora_files.peft(given))
-    plain = {key.removeprefix("transformer."): value for key, value in metadata.items()}
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(plain))
-    up, down = given["blocks.0.attn1.to_q"]
-    for path in (tmp_path / "diffusers.safetensors", tmp_path / "peft" / "adapter_model.safetensors"):
-        terms = LoraFile(path, shapes(model)).terms(
-            "blocks.0.attn1.to_q.weight", second=False, device=torch.device("cpu")
-        )
-        assert terms.up is not None
-        assert terms.down is not None
-        torch.testing.assert_close(terms.up @ terms.down, scale * (up @ down))
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"diffusion_model.blocks.9.self_attn.q.lora_A.weight": (3, 96)}, r"blocks\.9\.self_attn\.q\.lora_A"),
-        ({"lora_te1_text_model_q_proj.lora_down.weight": (3, 96)}, "lora_te1_text_model_q_proj"),
-        ({"transformer.blocks.0.attn1.to_q.hada_w1_a": (3, 96)}, "hada_w1_a"),
-        ({"transformer.blocks.0.attn1.to_k.lora_A.weight": (3, 96)}, "no counterpart"),
-        (
-            {
-                "transformer.blocks.0.attn1.to_k.lora_A.weight": (3, 64),
-                "transformer.blocks.0.attn1.to_k.lora_B.weight": (96, 3),
-            },
-            "does not make",
-        ),
-        ({"transformer.blocks.0.attn1.to_k.alpha": ()}, "stands alone"),
-        ({"transformer.blocks.0.attn1.to_k.diff_b": (95,)}, "shape"),
-        ({"blocks.0.attn1.to_q.lora_A.weight": (3, 96)}, "same part"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_named(
-    model: nn.Module, tmp_path: Path, change: dict[str, tuple[int, ...]], told: str
-) -> None:
-    tensors = lora_files.peft(lora_files.factors(model, ["blocks.0.attn1.to_q"]))
-    tensors |= {key: torch.ones(shape) for key, shape in change.items()}
-    with pytest.raises(CannotLoad, match=told):
-        LoraFile(lora_files.write(tmp_path / "l.safetensors", tensors), shapes(model))
-
-
-def test_what_is_no_lora_is_refused(model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(CannotLoad, match="no such LoRA file"):
-        LoraFile(tmp_path / "none.safetensors", shapes(model))
-    (tmp_path / "text.safetensors").write_text("no")
-    with pytest.raises(CannotLoad, match="not a LoRA file"):
-        LoraFile(tmp_path / "text.safetensors", shapes(model))
-    dora = lora_files.peft(lora_files.factors(model, ["blocks.0.attn1.to_q"]))
-    with pytest.raises(CannotLoad, match="DoRA"):
-        LoraFile(lora_files.write(tmp_path / "d.safetensors", dora, {"transformer.use_dora": True}), shapes(model))
-    zero = {key: torch.zeros_like(tensor) for key, tensor in dora.items()}
-    with pytest.raises(CannotLoad, match="adds nothing"):
-        Loras([pool(lora_files.write(tmp_path / "z.safetensors", zero))], [model], CPU)
-
-
-class _Harm:
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return (Path.touch, (Path("harmed"),))  # type: ignore[return-value]
-
-
-def test_a_pickled_file_is_read_for_its_tensors_and_nothing_else(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = lora_files.factors(model, ["blocks.0.attn1.to_q"])
-    torch.save({"state_dict": lora_files.wan(given)}, tmp_path / "l.ckpt")
-    assert LoraFile(tmp_path / "l.ckpt", shapes(model)).parameters == {"blocks.0.attn1.to_q.weight"}
-    (tmp_path / "harm.ckpt").write_bytes(pickle.dumps({"state_dict": _Harm()}))
-    with pytest.raises(CannotLoad):
-        LoraFile(tmp_path / "harm.ckpt", shapes(model))
-    assert not (tmp_path / "harmed").exists()
-
-
-# --- in the weights --------------------------------------------------------------------------------------------------
 
 
 def test_weights_become_w_plus_ba_and_come_back(model: nn.Module, tmp_path: Path) -> None:
