@@ -125,6 +125,9 @@ def _entries(record: JobRecord) -> tuple[_Entry, ...]:
     )
 
 
+_AT_WORKERS = frozenset({State.ASSIGNED, State.RUNNING, State.CANCELLING})
+
+
 class QueueIndex:
     """Queued jobs by model and tenant, in the order in which a tenant's are served (see ``docs/scheduling.md``)."""
 
@@ -132,9 +135,7 @@ class QueueIndex:
         self._ageing_s = ageing_s
         self._queued: dict[str, dict[str, SortedList]] = {}
         self._counts: dict[str, Counter[str]] = {}
-        self._steps: Counter[str] = Counter()
         self.priorities: Counter[int] = Counter()
-        self._executing: dict[str, dict[str, JobRecord]] = defaultdict(dict)
         #: By tenant: jobs that wait, and jobs that workers hold.
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
@@ -148,11 +149,9 @@ class QueueIndex:
                 lane = lanes[tenant] = SortedList()
             lane.add(self._order(record))
             self._counts.setdefault(model, Counter())[tenant] += 1
-            self._steps[model] += _steps(record)
             self.priorities[record.priority] += 1
             self.waiting[tenant] += 1
-        elif record.state in (State.ASSIGNED, State.RUNNING, State.CANCELLING):
-            self._executing[model][record.id] = record
+        elif record.state in _AT_WORKERS:
             self.running[tenant] += 1
 
     def remove(self, record: JobRecord) -> None:
@@ -161,19 +160,14 @@ class QueueIndex:
             lanes = self._queued[model]
             lanes[tenant].remove(self._order(record))
             self._counts[model][tenant] -= 1
-            self._steps[model] -= _steps(record)
             self.priorities[record.priority] -= 1
             self.waiting[tenant] -= 1
             if not lanes[tenant]:
                 del lanes[tenant], self._counts[model][tenant]
             if not lanes:
-                del self._queued[model], self._counts[model], self._steps[model]
-        else:
-            executing = self._executing.get(model)
-            if executing is not None and executing.pop(record.id, None) is not None:
-                self.running[tenant] -= 1
-                if not executing:
-                    del self._executing[model]
+                del self._queued[model], self._counts[model]
+        elif record.state in _AT_WORKERS:
+            self.running[tenant] -= 1
 
     def ahead(self, record: JobRecord) -> int:
         """How many queued jobs of its model and tenant go before it: O(log n)."""
@@ -184,21 +178,8 @@ class QueueIndex:
         """How many jobs wait for the model, by tenant."""
         return self._counts.get(model, {})
 
-    def mean_steps(self, model: str) -> float:
-        """Denoising steps of the model's queued jobs, on average."""
-        queued = sum(self.tenants(model).values())
-        return self._steps[model] / queued if queued else 0.0
-
-    def executing(self, model: str) -> tuple[JobRecord, ...]:
-        """The model's jobs that workers hold."""
-        return tuple(self._executing.get(model, {}).values())
-
     def __len__(self) -> int:
         return self.waiting.total()
 
     def _order(self, record: JobRecord) -> tuple[float, str]:
         return record.created_at - record.priority * self._ageing_s, record.id
-
-
-def _steps(record: JobRecord) -> int:
-    return record.request.steps * record.request.n
