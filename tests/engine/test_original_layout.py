@@ -78,7 +78,7 @@ def test_both_layouts_give_the_same_models(twins: Callable[[str], tuple[Path, Pa
     assert (ours.transformer, ours.vae) == (theirs.transformer, theirs.vae)
     assert (ours.boundary_ratio, ours.expand_timesteps) == (theirs.boundary_ratio, theirs.expand_timesteps)
     assert catalog.derive(ours).tasks == catalog.derive(theirs).tasks
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if family == "wan21-i2v" else (torch.bfloat16,):
         pairs = [loading.load(each, CPU, dtype) for each in (ours, theirs)]
         for one, other in zip(*map(models, pairs), strict=True):
             assert type(one) is type(other)
@@ -164,7 +164,7 @@ def test_a_missing_file_is_named(spoilt: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Wan2.1_VAE.pth", T5, CLIP, "diffusion_pytorch_model-00001-of-00003.safetensors"])
-@pytest.mark.parametrize("keep", [0, 3, 1000, -1])
+@pytest.mark.parametrize("keep", [3, -1])
 def test_a_truncated_file_is_named(spoilt: Path, name: str, keep: int) -> None:
     file = spoilt / name
     file.write_bytes(file.read_bytes()[:keep])

@@ -46,8 +46,8 @@ class Part(Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        """Bytes of all tensors; one that has two names counts once."""
+        return sum(tensor.size for tensor in set(self.tensors.values()))
 
 
 def stored_in(files: list[Path]) -> dict[str, Stored]:

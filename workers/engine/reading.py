@@ -25,6 +25,8 @@ from workers.engine.parallel import fsdp
 from workers.engine.parts import Part, Stored
 
 _ALIGNMENT = 64
+#: Of weights. Those in 8 bits mean nothing without the scales that each tool keeps elsewhere.
+_TYPES = ("BF16", "F16", "F32", "F64")
 
 #: Rows ``start`` to ``stop`` of a stored tensor's dimension 0, in its shape.
 Pieces = Callable[[Stored, int, int], Tensor]
@@ -89,7 +91,7 @@ def fill(
 
 
 def check(model: nn.Module, part: Part) -> None:
-    """Compare the part's tensors with what the model has, by name and shape.
+    """Compare the part's tensors with what the model has, by name and shape; and with the types that weights have.
 
     Raises:
         CannotLoad: naming the file whose tensors are another model's, or the part that lacks some.
@@ -100,6 +102,8 @@ def check(model: nn.Module, part: Part) -> None:
             raise CannotLoad(
                 f"{stored.file}: tensor {stored.key} has shape {stored.shape}, the model wants {wanted.get(name)}"
             )
+        if stored.dtype not in _TYPES:
+            raise CannotLoad(f"{stored.file}: tensor {stored.key} is of type {stored.dtype}, not {', '.join(_TYPES)}")
     missing = sorted(wanted.keys() - part.tensors.keys())
     if missing:
         where = part.source if part.source.name != "config.json" else part.source.parent
