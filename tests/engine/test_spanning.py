@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from deploy import cli
 from scheduler.shell import Scheduler
 from shared.clock import SystemClock
 from shared.errors import SettingsError
@@ -438,3 +440,26 @@ def test_what_is_wrong_with_a_pool_of_several_machines_is_named(text: str, named
         parse(f'model = "m"\n{text}')
     with pytest.raises(PoolError, match="dummy"):
         parse('model = "dummy"\nnodes = 2\nwidth = 2\nrendezvous = "a:1"')
+
+
+def test_the_command_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool_file = write(pool_of("m"), tmp_path / "pool.toml")
+    became: list[str] = []
+
+    def become(module: str, **_: object) -> int:
+        became.append(module)
+        return 0
+
+    monkeypatch.setattr(cli, "_become", become)
+    for join in (False, True):
+        assert cli.worker(str(pool_file), join=join) == 0
+    assert became == ["workers.agent", "workers.agent.follower"]
+
+
+def test_a_pool_of_one_machine_has_nothing_to_join(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text('model = "dummy"')
+    environ = {**os.environ, "GENFLEET_POOL": str(tmp_path / "pool.toml")}
+    command = [sys.executable, "-m", "workers.agent.follower"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=BOUND_S, check=False)
+    assert ended.returncode == 1
+    assert "`nodes` is 1: there is nothing to join" in ended.stderr
