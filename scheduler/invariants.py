@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scheduler.entities import Lane
 from scheduler.lanes import live
 from scheduler.match import settle_on
 from scheduler.policy import Why
+from scheduler.queues import Lane
 from scheduler.state import CoreState
 from shared.messages import TERMINAL, State
 

@@ -12,7 +12,8 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
 
-from scheduler.entities import AgedEntry, FairEntry, Job, Lane, Place, Queue
+from scheduler.entities import Job
+from scheduler.queues import AgedEntry, FairEntry, Lane, Place, Queue
 
 Jobs = dict[str, Job]
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from scheduler import lanes
 from scheduler.commands import Command, ToAssigned
 from scheduler.consider import write
-from scheduler.entities import Job, Queue, Worker
+from scheduler.entities import Job, Worker
 from scheduler.place import place, swaps_now
 from scheduler.policy import Turn, Where, avoids, swaps
+from scheduler.queues import Queue
 from scheduler.state import Alike, CoreState
 from shared.pace import Kind
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scheduler.entities import Job, Queue, Worker
+from scheduler.entities import Job, Worker
 from scheduler.policy import Turn, Where, avoids, sooner, spares, waits_for
+from scheduler.queues import Queue
 from scheduler.state import CoreState
 from shared.pace import Kind
 

@@ -15,8 +15,9 @@ an equal share, not to all that it did not use.
 
 from __future__ import annotations
 
-from scheduler.entities import Job, Tenant
+from scheduler.entities import Job
 from scheduler.policy import Times
+from scheduler.queues import Tenant
 from shared.messages import TenantUsage
 
 _LEARN = 0.1

@@ -21,11 +21,11 @@ from collections.abc import Collection, Mapping
 from msgspec.structs import replace
 
 from scheduler import lanes
-from scheduler.entities import Job, Lane, Queue, Tenant, Worker
+from scheduler.accounts import Accounts
+from scheduler.entities import Job, Worker
 from scheduler.events import Stream, Summary, Wish
 from scheduler.policy import Bar, Memory, Times, Why, fit, rank
-from scheduler.shares import Shares
-from scheduler.timers import Timers
+from scheduler.queues import Lane, Queue
 from shared.fit import part
 from shared.messages import State
 from shared.pace import Kind, Paces
@@ -38,22 +38,19 @@ _ENDED_KEPT = 10_000
 _QUEUES_KEPT = 1_024
 
 
-class CoreState(Timers):
+class CoreState(Accounts):
     """All that the core knows. See the module's text."""
 
     def __init__(self, times: Times | None = None) -> None:
-        super().__init__()
-        self.times = times or Times()
+        super().__init__(times or Times())
         #: Seconds of unbroken contact at the last tick, and since when this process has been awake without a gap.
         self.contact_s = 0.0
         self.awake_since: float | None = None
         self.caught: set[Stream] = set()
         #: Whether this process is the leader: one that is not (a standby) only learns.
         self.leading = True
-        self.queues: dict[Wish, Queue] = {}
         self.by_model: dict[str, list[Queue]] = {}
         self.ended: dict[str, int] = {}
-        self.shares = Shares(self.times)
         #: How long jobs take where, and what models take of a device's memory.
         self.paces = Paces()
         self.memory: dict[str, Memory] = {}
@@ -67,7 +64,6 @@ class CoreState(Timers):
         # Work of the decision being made.
         self.touched: dict[str, None] = {}
         self.fresh: list[str] = []
-        self.rematch: dict[str, None] = {}
         #: Free workers that left a job to others, or to another time: one of each that would decide alike.
         self.waiting_for: dict[Alike, str] = {}
         #: By model and kind, the seconds that loading it took, as a worker said last.
@@ -163,58 +159,6 @@ class CoreState(Timers):
             if worker.gone and not worker.jobs:
                 self.wake_worker(worker, self.now + worker.lease_s)
             self.refresh(worker)
-
-    # --- tenants -----------------------------------------------------------------------------------------------
-
-    def charge(self, job: Job, worker: Worker) -> None:
-        """The job is at that worker, or about to be: its tenant pays for it from now on."""
-        tenant = self.shares.tenant(job.tenant)
-        if job.charge is None:
-            tenant.running += 1
-            job.width, job.kind = worker.width, worker.kind if worker.incarnation is not None else None
-            self.shares.charge(job, self.shares.expected(job.wish.model, job.width), self.now)
-            if tenant.full:
-                self.turn(tenant)
-        elapsed_s = self._elapsed_s(job) * job.width
-        if elapsed_s > job.charged_s:
-            self.shares.charge(job, 2 * elapsed_s, self.now)
-            self.turn(tenant)  # its weight may have grown since the first charge
-
-    def settle(self, job: Job, ran_s: float, *, ended: bool = False) -> None:
-        """The job is at no worker: its tenant has paid for what it ran."""
-        if job.charge is None or job.reserved is not None:
-            return
-        tenant = self.shares.tenant(job.tenant)
-        self.shares.settle(job, ran_s * job.width, self.now, ended=ended)
-        tenant.running -= 1
-        self.turn(tenant)
-
-    def turn(self, tenant: Tenant) -> None:
-        """Its standing is better than it was, or whether it may have more jobs at workers has changed."""
-        for lane in tenant.lanes:
-            entry = lane.fair
-            if entry is not None and not tenant.full and lane.key >= entry[0]:
-                continue
-            lanes.enter(lane, self.jobs)
-            if entry is None and lane.fair is not None:
-                self.rematch.update(lane.queue.free)
-
-    def rebase(self) -> None:
-        """Bring the tenants' sums back into a float's reach. Linear, and due once in some hundred half-lives."""
-        self.shares.rebase(self.now, [job for job in self.jobs.values() if job.charge is not None])
-        for queue in self.queues.values():
-            queue.fair, queue.aged = [], []
-            for lane in queue.lanes.values():
-                lanes.enter(lane, self.jobs)
-
-    def _elapsed_s(self, job: Job) -> float:
-        return 0.0 if job.run_since is None else max(0.0, self.now - job.run_since)
-
-    def _ran_s(self, job: Job, told: float | None) -> float:
-        """How long the attempt that is over ran: as the record tells, if that is not an earlier one's."""
-        if job.charge is None:
-            return 0.0
-        return told if told is not None and told != job.ran_s else self._elapsed_s(job)
 
     # --- queues ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.fit import fits, least, needed, part
@@ -16,6 +16,7 @@ WIDE = Footprint(width=8, weights=30_000, largest_job=5_000)
 ALL = (WHOLE, SPLIT, WIDE)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
 def test_a_part_is_rounded_up_by_at_most_an_eighth_of_an_octave(volume: int, largest: int) -> None:
     assert volume / largest * (1 - 1e-6) <= part(volume, largest) <= volume / largest * 1.0906

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.estimates import COVERS, Estimates, Scores, Starts
@@ -24,6 +24,7 @@ def test_a_slot_takes_the_next_when_it_is_done() -> None:
     assert Starts([(0.0, 5.0)]).at(0) == 0.0
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.5, 100.0)), min_size=1, max_size=20), st.integers(0, 20_000)
 )
