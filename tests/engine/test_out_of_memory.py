@@ -10,7 +10,7 @@ import torch
 
 from workers.engine import devices
 from workers.engine.course import Alone, Course, Silent
-from workers.engine.errors import AgreedFailure, PeersLost
+from workers.engine.errors import AgreedFailure, NoMemoryInExchange, PeersLost
 from workers.engine.parallel.collective import collective
 from workers.engine.rank import leave_failure
 
@@ -41,10 +41,12 @@ def test_ranks_agree_on_it() -> None:
     assert not failure.value.refused
 
 
-def test_in_an_exchange_it_is_not_a_lost_peer() -> None:
-    with pytest.raises(RuntimeError) as caught, collective():
+def test_in_an_exchange_it_is_not_a_lost_peer(tmp_path: Path) -> None:
+    """The others are in it already and cannot be told: the rank ends, and says why."""
+    with pytest.raises(NoMemoryInExchange) as caught, collective():
         torch.empty(TOO_MANY)
-    assert not isinstance(caught.value, PeersLost)
+    leave_failure(tmp_path, 0, caught.value)
+    assert json.loads((tmp_path / "failure.json").read_text())["reason"] == "out_of_memory"
     with pytest.raises(PeersLost), collective():
         raise RuntimeError("connection closed by peer")
 
