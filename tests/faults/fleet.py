@@ -77,6 +77,8 @@ class BareFleet:
             drain_grace_s=0.0,
             # As soon as may be, so that a long run sees jobs archived under fire too.
             archive_after_s=120.0,
+            # What is left at the end of a run are mostly jobs that were made to fail: workers would rest for minutes.
+            quarantine_s=2.0,
         )
 
     async def __aenter__(self) -> Self:
