@@ -89,6 +89,9 @@ class Changes:
         """
         known = await self._live.find(job, tenant)
         if known.record.state not in TERMINAL:
+            # Another gateway may have shown its end already: this one's view may be behind, the bucket is not.
+            known = await self._live.refresh(job, tenant)
+        if known.record.state not in TERMINAL:
             raise Problem(409, f"the job is {known.record.state}: cancel it first", job=job)
         deleted = self._bus.bucket(DELETED.name)
         try:

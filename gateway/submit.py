@@ -136,6 +136,9 @@ class Submissions:
         """
         old = (await self._live.find(job, tenant)).record
         if old.state not in TERMINAL:
+            # Another gateway may have shown its end already: this one's view may be behind, the bucket is not.
+            old = (await self._live.refresh(job, tenant)).record
+        if old.state not in TERMINAL:
             raise Problem(409, f"the job is {old.state}: it can be retried once it has ended", job=job)
         made = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
         digest = hashlib.sha256(f"retry {old.id}".encode()).hexdigest()
