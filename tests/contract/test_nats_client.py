@@ -60,6 +60,17 @@ async def test_a_flush_returns_after_the_server_has_taken_all_that_was_told(clie
         await other.close()
 
 
+async def test_an_answer_to_one_who_has_given_up_does_not_end_the_reading(client: DirectClient) -> None:
+    gone = asyncio.get_running_loop().create_future()
+    await client._send_ping(gone)
+    gone.cancel()
+    got: list[Msg] = []
+    client.listen("a", got.append)
+    client.tell("a", b"1", "", None)
+    await client.flush()
+    assert [message.data for message in got] == [b"1"]
+
+
 async def test_nobody_listens_has_its_status(client: DirectClient) -> None:
     answers: list[Msg] = []
     inbox = client.new_inbox()
