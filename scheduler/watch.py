@@ -149,7 +149,8 @@ class Watch:
             # The bus lets a worker write under its own name only: what stands in the value proves nothing.
             _LOG.error("result_under_wrong_key", key=entry.key)
             return False
-        self._results[entry.key] = entry.revision
+        # An older one may be brought once more: what is dropped is dropped up to the newest that was seen.
+        self._results[entry.key] = max(entry.revision, self._results.get(entry.key, 0))
         if len(self._results) > _RESULTS_KEPT:
             self._results.popitem(last=False)
         self._feed(ResultSeen(now=self._now(), result=result))
