@@ -132,7 +132,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "wan-demo"
     nats_port: Port = 0
 
-
     @property
     def base_url(self) -> str:
         """Where clients reach the gateway, without a slash at its end."""

@@ -212,6 +212,7 @@ def test_a_probation_that_succeeds_clears_and_one_that_fails_doubles() -> None:
 
 
 def test_one_job_that_fails_again_and_again_is_not_the_workers_fault() -> None:
+    """Row 10."""
     core = Core()
     core.lease(lease_s=1e6)
     for revision in range(3, 30, 3):
