@@ -37,7 +37,7 @@ from workers.training.model import (
 FRAMES: Final = 17
 TEXT_LENGTH: Final = 512
 _CALIBRATION: Final = 8
-_HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_right": 3.0, "shake": 1.5}
+_HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_right": 3.0, "shake": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,8 +320,8 @@ class Trainer:
 
 PHASES: Final = (
     Phase(steps=320, sides=(96, 128, 192, 256), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
-    Phase(steps=700, sides=(128, 192, 256), batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
-    Phase(steps=80, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5),
+    Phase(steps=2600, sides=(128, 192, 256), batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
+    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5),
 )
 
 
