@@ -1,4 +1,4 @@
-"""A checkpoint that is missing files, damaged, or of another model is refused, and the file is named."""
+"""Row 32: a checkpoint that is missing files, damaged, or of another model is refused, and the file is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any layout gives what one process gives, bit for bit, latents and frames: float32, one thread, gloo."""
+"""Promise 7: any layout gives what one process gives, bit for bit, latents and frames: float32, one thread, gloo."""
 
 from __future__ import annotations
 

@@ -137,6 +137,7 @@ def test_the_words_and_codes_are_the_wheels() -> None:
     ],
 )
 def test_a_devices_own_error_is_sticky(name: str) -> None:
+    """Row 29."""
     error = acl(KEPT.errors[name])
     assert ascend_errors.is_sticky(error)
     assert not ascend_errors.is_out_of_memory(error)

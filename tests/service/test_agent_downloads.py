@@ -68,6 +68,7 @@ async def test_a_server_that_fails_is_asked_again(tmp_path: Path) -> None:
 
 
 async def test_a_private_address_is_not_reached(tmp_path: Path) -> None:
+    """Row 21 of the faults."""
     async with server(lambda _: said(png())) as (url, seen), ready_scene(tmp_path) as scene:
         ended = await outcome(scene, url)
         assert isinstance(ended, Failed)

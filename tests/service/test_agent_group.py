@@ -274,6 +274,7 @@ async def test_a_group_that_is_never_ready_is_killed(
 async def test_a_group_that_cannot_start_comes_up_narrower_and_says_so(
     clock: FakeClock, launcher: ScriptedLauncher, tmp_path: Path
 ) -> None:
+    """Row 31."""
     pool = Pool(model="dummy", width=8, narrowest=2, limits=LIMITS)
     async with agent_house(clock, launcher, tmp_path, pool=pool) as house:
         rank = await launcher.launched()

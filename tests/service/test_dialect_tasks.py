@@ -116,7 +116,7 @@ async def test_a_picture_by_its_path_is_copied(gw: GatewayUnderTest, fleet: Flee
     ],
 )  # fmt: skip
 async def test_no_path_leads_out_of_the_folders(gw: GatewayUnderTest, tmp_path: Path, path: str) -> None:
-    """Fault 22. ``SECRET``: a file in another tenant's folder."""
+    """Row 22 of the faults. ``SECRET``: a file in another tenant's folder."""
     path = path.replace("SECRET", str(tmp_path / "secret.png"))
     answer = await gw.client.post("/submit", json={"prompt": "a cat", "image_path": path})
     if path == "a/cat.png/":

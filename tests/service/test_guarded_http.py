@@ -1,4 +1,4 @@
-"""Faults 21 and 23: no URL that a user gives reaches a private address, whatever it looks like."""
+"""Rows 21 and 23 of the faults: no URL that a user gives reaches a private address, whatever it looks like."""
 
 from __future__ import annotations
 

@@ -151,6 +151,7 @@ def test_doctor_finds_a_machine_well(
 def test_doctor_names_the_checkpoints_file_and_the_pools_mistake(
     engine: dict[str, Verdict], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Row 32."""
     engine["/m/x"] = Verdict(path="/m/x", problems=("/m/x/vae/a.safetensors: truncated: 3 bytes of 9",))
     (place / "genfleet-data" / "pools").mkdir(parents=True)
     pools = place / "genfleet-data" / "pools"

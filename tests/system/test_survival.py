@@ -39,7 +39,7 @@ def assert_ended_once(fleet: Fleet, view: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("role", get_args(Role))
 def test_a_kill_while_a_job_runs_loses_nothing(pair: Fleet, role: Role) -> None:
-    """Rows 9, 30, 36 and 37: gateway, scheduler, agent, rank 0, rank 1 and nats-server, one at a time."""
+    """Rows 9, 30, 36 and 37, promise 6: gateway, scheduler, agent, rank 0, rank 1 and nats-server, one at a time."""
     job = str(pair.submit(**CLIP)["id"])
     before = pair.denoising(job, step=2)
     assert before["state"] == "running", "the job ended before it could be disturbed"
