@@ -1,5 +1,5 @@
-"""Promise 7: every family gives in any layout what it gives in one process, bit for bit: without a cache on 2 ranks, with the
-attention cache on 4, with the step cache on 8."""
+"""Promise 7: every family gives in any layout what it gives in one process, bit for bit: without a cache on 2 ranks,
+with the attention cache on 4, with the step cache on 8."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Rows 29 and 31, and promise 6, on real ranks: a group that cannot start at full width comes up narrower, says so, and makes the same
-video; a rank that hangs in the middle of a job costs one attempt, and the group comes back."""
+"""Rows 29 and 31, and promise 6, on real ranks: a group that cannot start at full width comes up narrower, says so, and
+makes the same video; a rank that hangs in the middle of a job costs one attempt, and the group comes back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Row 28 and promise 6: memory runs out on one rank or on all, while encoding, denoising or decoding. The job ends typed, or is
-decoded in tiles, and the same group does the next job as if nothing had been.
+"""Row 28 and promise 6: memory runs out on one rank or on all, while encoding, denoising or decoding. The job ends
+typed, or is decoded in tiles, and the same group does the next job as if nothing had been.
 
 The fault is torch's own: an allocation that no address space holds, asked for inside one of the model's layers.
 """
