@@ -1,4 +1,4 @@
-"""A thousand workers and 200,000 jobs on made-up time: ``python -m tests.bench.bench_fleet [FILE]``.
+"""Three thousand workers and a million jobs on made-up time: ``python -m tests.bench.bench_fleet [FILE]``.
 
 Runs ``scheduler.simulate`` on a workload (``.toml``), or takes what it wrote (``.json``), and shows it as a page and
 plots in ``docs/benchmarks``.
@@ -17,10 +17,10 @@ from scheduler.tally import Report, Starved, Waits
 from tests.bench.report import FOLDER, table, write
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKLOAD = ROOT / "deploy" / "workloads" / "fleet-1000.toml"
+WORKLOAD = ROOT / "deploy" / "workloads" / "fleet-3000.toml"
 
 METHOD = """
-`python -m scheduler.simulate deploy/workloads/fleet-1000.toml`: a discrete-event simulation that drives the real
+`python -m scheduler.simulate deploy/workloads/fleet-3000.toml`: a discrete-event simulation that drives the real
 scheduler's core through its one door. Jobs arrive, workers load models, take jobs, fail and come back on made-up time;
 who goes next is decided by the same code that runs in production. A wait is the time from a job's birth to its first
 assignment. The workload asks for about as much as the fleet has: the video pool is overloaded around the day's peak and
@@ -134,7 +134,7 @@ def main() -> None:
     report = msgspec.json.decode(given.read_bytes(), type=Report) if known else simulate(given)
     FOLDER.mkdir(parents=True, exist_ok=True)
     plot(report)
-    write("fleet", "A fleet of a thousand workers, simulated", METHOD, page(report))
+    write("fleet", "A fleet of three thousand workers, simulated", METHOD, page(report))
 
 
 if __name__ == "__main__":
