@@ -308,6 +308,8 @@ async def test_an_unknown_model_may_wait_if_so_set(broker: MemoryBroker, tmp_pat
             "position": 1,
             "eta_s": None,
             "eta_error_s": None,
+            "end_s": None,
+            "end_error_s": None,
             "why": "no_worker",
             "message": "no worker serves wan-14b",
         }
