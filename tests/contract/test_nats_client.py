@@ -10,7 +10,7 @@ import pytest
 from shared.nats_bus.client import DirectClient, Msg, parse_head
 from tests.support.nats_server import NatsServer
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 
 @pytest.fixture

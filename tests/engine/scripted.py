@@ -32,7 +32,7 @@ class Group:
         bound_s: seconds that any one frame may take to come.
     """
 
-    def __init__(self, folder: Path, pool: str, width: int = 1, bound_s: float = 90.0) -> None:
+    def __init__(self, folder: Path, pool: str, width: int = 1, bound_s: float = 300.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.frames = folder, list[link.FromRank]()
         (folder / "pool.toml").write_text(pool)
@@ -104,7 +104,7 @@ class Group:
         """Close the link, as a dead agent's kernel would."""
         self._socket.close()
 
-    def wait(self, bound_s: float = 60.0) -> int:
+    def wait(self, bound_s: float = 180.0) -> int:
         """The exit status, once the group has ended by itself."""
         try:
             return self.process.wait(bound_s)

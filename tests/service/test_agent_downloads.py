@@ -15,7 +15,7 @@ from tests.support.http_server import said, server
 from tests.support.scripted_rank import a_request
 
 LOCAL = Settings(drain_grace_s=60.0, private_networks="127.0.0.1/32")
-BOUND_S = 30.0
+BOUND_S = 90.0
 
 
 async def outcome(scene: Scene, url: str) -> Outcome:

@@ -17,7 +17,7 @@ from shared.guarded_http import GuardedHttp, Policy, Refused, Unreachable, check
 from tests.support.http_server import said, server
 
 HOME = ipaddress.ip_network("127.0.0.1/32")
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 
 @pytest.mark.parametrize(

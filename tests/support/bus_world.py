@@ -24,7 +24,7 @@ TINY = BucketSpec(name="tiny", holds="little", owners=(), max_bytes=4096, max_va
 SPECS = (KEPT, FLEETING, BRIEF, TINY)
 
 #: Bound of every wait; nothing that works comes near it.
-BOUND_S = 30.0
+BOUND_S = 90.0
 
 
 class World(Protocol):

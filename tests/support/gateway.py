@@ -43,7 +43,7 @@ from tests.support.clock import FakeClock, settle
 from tests.support.memory_bus import MemoryBroker, MemoryBus
 
 #: How long a test waits for something that must come.
-BOUND_S = 10.0
+BOUND_S = 60.0
 
 CARD = ModelCard(
     name="wan-demo",

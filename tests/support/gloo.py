@@ -39,7 +39,7 @@ class Gloo:
         bound_s: seconds that one case may take.
     """
 
-    def __init__(self, world: int, bound_s: float = 120.0) -> None:
+    def __init__(self, world: int, bound_s: float = 300.0) -> None:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         os.environ["OMP_NUM_THREADS"] = "1"

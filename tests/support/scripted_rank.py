@@ -45,7 +45,7 @@ from workers.engine.dummy import card
 from workers.link import Frame, FromAgent, Hello, LinkClosed, Ready, pack, unpack_from_agent
 from workers.pool import Pool
 
-BOUND_S = 30.0
+BOUND_S = 90.0
 WORKER = "w1"
 INCARNATION = "i1"
 T = TypeVar("T")

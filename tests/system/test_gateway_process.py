@@ -20,7 +20,7 @@ from tests.support.nats_server import NatsServer
 
 pytestmark = pytest.mark.system
 
-BOUND_S = 30.0
+BOUND_S = 90.0
 GRACE_S = 5.0
 
 
