@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 import uvloop
 from litestar import Litestar
+from msgspec.structs import replace
 
 from gateway.app import create_app
 from gateway.one_write import OneWriteProtocol
@@ -77,6 +78,7 @@ async def serve(settings: Settings) -> None:
     listening.setblocking(False)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listening.getsockname()[1]}"
+    settings = replace(settings, public_url=settings.public_url or url)
     bus = await connect(settings, name="gateway")
     try:
         app = create_app(bus, open_store(settings.artifacts), settings, SystemClock())

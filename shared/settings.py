@@ -66,7 +66,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     default_max_attempts: Count = 3
     max_queued: Count = 100_000
 
-    #: Where clients reach the gateway, for the URLs that it gives out; empty: ``url``.
+    #: Where clients reach the gateway, for the URLs that it gives out; empty: the address that it listens on.
     public_url: str = ""
     #: The APIs of other services that are answered beside the native one.
     dialects: str = "multigpu,wan-api,hidream,openai"
@@ -135,7 +135,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def base_url(self) -> str:
         """Where clients reach the gateway, without a slash at its end."""
-        return (self.public_url or self.url).rstrip("/")
+        return self.public_url.rstrip("/")
 
 
 def load(environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None) -> Settings:

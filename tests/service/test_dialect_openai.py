@@ -27,7 +27,7 @@ FIELDS = {
 
 @pytest.fixture
 async def gw(broker: MemoryBroker, tmp_path: Path) -> AsyncIterator[GatewayUnderTest]:
-    settings = Settings(model_aliases="sora-2=wan-demo", url="http://here:1")
+    settings = Settings(model_aliases="sora-2=wan-demo", public_url="http://here:1")
     async with gateway(broker, tmp_path / "artifacts", settings) as running:
         await Fleet(broker, running.artifacts, broker.clock).announce()
         yield running

@@ -58,6 +58,10 @@ def test_pictures(client: openai.OpenAI) -> None:
     assert event.type == "image_generation.completed"
     streamed = Image.open(io.BytesIO(base64.b64decode(event.b64_json)))
     assert streamed.tobytes() == pictures[0].tobytes()
+    named = client.images.generate(prompt="a red ball", size="128x128", response_format="url", extra_body=again)
+    assert named.data is not None
+    fetched = Image.open(io.BytesIO(httpx.get(str(named.data[0].url), timeout=30).content))
+    assert fetched.tobytes() == pictures[0].tobytes()
 
 
 def test_a_client_that_goes_away_takes_its_picture_along(single: Fleet) -> None:
