@@ -51,9 +51,8 @@ def test_pictures(client: openai.OpenAI) -> None:
     assert made.data is not None
     pictures = [Image.open(io.BytesIO(base64.b64decode(found.b64_json or ""))) for found in made.data]
     assert [picture.size for picture in pictures] == [(128, 128)] * 2
-    stream = client.images.generate(
-        prompt="a red ball", size="128x128", stream=True, extra_body={"steps": 2, "seed": 1}
-    )
+    again = {"steps": 2, "seed": 1}
+    stream = client.images.generate(prompt="a red ball", size="128x128", stream=True, extra_body=again)
     (event,) = list(stream)
     assert event.type == "image_generation.completed"
     streamed = Image.open(io.BytesIO(base64.b64decode(event.b64_json)))
