@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway import problems
+from gateway import folders, problems
 from gateway.admission import Admission
 from gateway.changes import Changes
 from gateway.dialects import registry
@@ -45,6 +45,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),
         changes=Changes(bus, artifacts, live, clock, name),
         metrics=metrics,
+        folders=folders.roots(settings.input_folders),
         openapi=document(VERSION, registry.operations(dialects)),
     )
 

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from gateway.parts import AnyRequest, Gateway
+from gateway.problems import RETRY_AFTER_S, Problem
 from shared.messages import TERMINAL, JobRecord
 
 #: Past every transition: none is owed, only the end is waited for.
@@ -16,7 +17,7 @@ async def ended(gateway: Gateway, record: JobRecord, timeout_s: float) -> JobRec
     """The job once it has ended; as it is then, if it has not by the end of the time.
 
     Raises:
-        Problem: it was deleted meanwhile.
+        Problem: it was deleted meanwhile, or this gateway ends; the job does not.
         BusUnavailable: its end cannot be read.
     """
     job, live = record.id, gateway.live
@@ -25,6 +26,10 @@ async def ended(gateway: Gateway, record: JobRecord, timeout_s: float) -> JobRec
             while record.state not in TERMINAL:
                 async for _ in live.streams.events(job, lambda: live.now(job), _NONE):
                     pass
+                if live.streams.closing:
+                    raise Problem(
+                        503, "this gateway is stopping; the job goes on", job=job, retry_after_s=RETRY_AFTER_S
+                    )
                 record = (await live.find(job, record.tenant)).record
     return record
 

@@ -12,6 +12,7 @@ from litestar.response import Response
 
 from gateway.admission import Admission
 from gateway.changes import Changes
+from gateway.folders import Root
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.submit import Submissions
@@ -41,6 +42,8 @@ class Gateway:
     submissions: Submissions
     changes: Changes
     metrics: Metrics
+    #: Beneath which clients may name files by path.
+    folders: tuple[Root, ...]
     #: This API as an OpenAPI document.
     openapi: bytes
 

@@ -106,6 +106,11 @@ class Streams:
         """The job's feed, if anyone watches it."""
         return self.feeds.get(job)
 
+    @property
+    def closing(self) -> bool:
+        """Whether this process ends; nothing can be waited for any more."""
+        return self._closing
+
     def beat(self) -> None:
         """Every client gets a sign of life that has had nothing else."""
         for feed in self.feeds.values():

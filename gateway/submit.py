@@ -93,7 +93,7 @@ class Submissions:
 
         Args:
             uploads: files by field; they replace the body's references of the same names.
-            again: the client says that it sends this once more, and has no key: the job that it made lately is the one.
+            again: the client says that it sends this once more: without a key the job that it made lately is the one.
             wishes: what the model cannot do is moved to the nearest that it can, see ``gateway.nearest``.
             stack: ends with the request; holds temporary files.
 
@@ -104,7 +104,7 @@ class Submissions:
         job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
         inputs = await self._inputs(tenant, body, uploads, stack)
         digest = _payload_hash(body, inputs)
-        twin = self._twin(tenant, digest) if again else None
+        twin = self._twin(tenant, digest) if again and key is None else None
         if twin is not None:
             return twin
         if key is not None and (self._live.known(job) is not None or self._live.retained.may_hold(job)):

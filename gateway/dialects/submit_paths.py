@@ -56,13 +56,18 @@ async def batch(request: AnyRequest) -> Response[bytes]:
     if not 1 <= len(items) <= _MAX_BATCH:
         raise invalid(where, f"must be from 1 to {_MAX_BATCH} requests")
     made: list[JobRecord] = []
+    #: Those that an earlier request under the same key had not made already: only they are taken back.
+    fresh: list[JobRecord] = []
     with ExitStack() as stack:
         for index, item in enumerate(items):
             own = None if key is None else f"{key}/{index}"
+            there = own is not None and await _exists(gateway, tenant, ids.derived(tenant, own))
             try:
-                made.append(await _make(gateway, tenant, bytes(item), decode_json(bytes(item), _fields), own, stack))
+                record = await _make(gateway, tenant, bytes(item), decode_json(bytes(item), _fields), own, stack)
+                made.append(record)
+                fresh += [] if there else [record]
             except (Problem, InvalidRequest) as error:
-                for record in made:
+                for record in fresh:
                     await gateway.changes.cancel(record.id, tenant)
                 raise _inside(error, f"{where}[{index}]") from error
     return answer_many([_submitted(gateway, record) for record in made])
@@ -87,11 +92,19 @@ async def _make(
         with naming(wan_api.FIELDS):
             video = _decoded(body, wan_api.WanSubmit)
             ours = wan_api.to_body(video, settings.wan_api_model or None)
-            uploads = wan_api.picture(video, tenant, gateway, stack)
+            uploads = await wan_api.picture(video, tenant, gateway, stack)
             return await submissions.submit(tenant, ours, uploads, key, stack, wishes=True)
     with naming(hidream.FIELDS):
         ours = hidream.to_body(_decoded(body, hidream.HidreamSubmit), settings.hidream_model or None)
         return await submissions.submit(tenant, ours, {}, key, stack, wishes=True)
+
+
+async def _exists(gateway: Gateway, tenant: str, job: str) -> bool:
+    try:
+        await gateway.live.find(job, tenant)
+    except Problem:
+        return False
+    return True
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:

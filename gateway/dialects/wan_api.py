@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -156,13 +157,13 @@ def to_body(asked: WanSubmit, model: str | None) -> SubmitBody:
     )
 
 
-def picture(asked: WanSubmit, tenant: str, gateway: Gateway, stack: ExitStack) -> dict[str, Upload]:
+async def picture(asked: WanSubmit, tenant: str, gateway: Gateway, stack: ExitStack) -> dict[str, Upload]:
     """The picture that is named by its path, copied; empty if none is."""
     if asked.image_path is None:
         return {}
-    allowed = folders.roots(gateway.settings.input_folders)
-    limit = gateway.settings.max_body_bytes
-    return {"image": folders.take(asked.image_path, "image_path", tenant, allowed, limit, stack)}
+    limit, allowed = gateway.settings.max_body_bytes, gateway.folders
+    taking = asyncio.to_thread(folders.take, asked.image_path, "image_path", tenant, allowed, limit, stack)
+    return {"image": await taking}
 
 
 def submitted(view: JobView, step_s: float | None) -> TaskSubmitted:

@@ -257,6 +257,23 @@ async def test_a_stream_ends_with_the_picture(gw: GatewayUnderTest, fleet: Fleet
     assert (event["type"], base64.b64decode(event["b64_json"])) == ("image_generation.completed", png())
 
 
+async def test_a_gateway_that_ends_lets_nobody_wait_and_leaves_the_job(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    asked, job = await generating(gw, fleet)
+    gw.parts.live.streams.close()
+    async with asyncio.timeout(BOUND_S):
+        answer = await asked
+    assert "stopping" in str(error(answer, 503)["message"])
+    assert (await fleet.record(job)).state is State.QUEUED
+
+
+async def test_a_key_is_worth_more_than_the_count_of_a_retry(gw: GatewayUnderTest) -> None:
+    first = await gw.client.post("/v1/videos", json={"prompt": "a cat"})
+    headers = {"Idempotency-Key": "k", "x-stainless-retry-count": "1"}
+    keyed = await gw.client.post("/v1/videos", json={"prompt": "a cat"}, headers=headers)
+    assert keyed.json()["id"] != first.json()["id"]
+    assert (await gw.client.post("/v1/videos", json={"prompt": "a cat"}, headers=headers)).json() == keyed.json()
+
+
 async def test_a_failure_and_a_cancel_are_errors(gw: GatewayUnderTest, fleet: Fleet) -> None:
     asked, job = await generating(gw, fleet)
     await fleet.run(job)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import SettingsError
 from shared.messages import Input, State
 from shared.settings import Settings
 from tests.support.gateway import Fleet, GatewayUnderTest, gateway, png
@@ -193,6 +194,21 @@ async def test_a_batch_may_be_sent_twice_under_its_key(gw: GatewayUnderTest) -> 
     again = await gw.client.post("/batch_submit", json=[PICTURE, PICTURE], headers=key)
     assert [made["task_id"] for made in again.json()] == [made["task_id"] for made in first.json()]
     assert len({made["task_id"] for made in first.json()}) == 2
+
+
+async def test_a_refused_batch_takes_nothing_back_that_an_earlier_one_made(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    key = {"Idempotency-Key": "twice"}
+    first = (await gw.client.post("/batch_submit", json=[PICTURE, PICTURE], headers=key)).json()
+    other = await gw.client.post("/batch_submit", json=[PICTURE, VIDEO], headers=key)
+    assert other.status_code == 422
+    for made in first:
+        assert (await fleet.record(made["task_id"])).state is State.QUEUED
+
+
+async def test_a_setting_that_names_no_folder_ends_the_start(broker: MemoryBroker, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="INPUT_FOLDERS"):
+        async with gateway(broker, tmp_path / "other", Settings(input_folders="inputs")):
+            pass
 
 
 @pytest.mark.parametrize("body", [[], {}, {"requests": []}, {"requests": 3}, [3], {"requests": ["x"]}])
