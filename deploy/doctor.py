@@ -21,13 +21,14 @@ from msgspec import Struct
 
 from deploy import inspection, nats
 from deploy.client import Gateway, Unreachable
-from deploy.inspection import DevicesFound, EngineMissing, Verdict
+from deploy.inspection import EngineMissing
 from deploy.models import summary
 from deploy.options import FAILED, OK, print_json, settings_from
 from deploy.plan import LONGEST_RUNTIME_DIR
 from shared.errors import GenfleetError
 from shared.settings import Settings
 from workers import pool as pools
+from workers.findings import DevicesFound, Verdict
 from workers.hub import repositories
 from workers.hub.pull import is_complete
 from workers.pool import Pool

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
-from msgspec import Struct
 
 from shared.errors import GenfleetError
-from shared.messages import ModelCard
 from shared.settings import PREFIX, Settings
+from workers.findings import Catalogue, DevicesFound, Known, Verdict, Verdicts
 from workers.hub.repositories import search_path
 
 T = TypeVar("T")
@@ -25,67 +24,13 @@ class EngineMissing(GenfleetError):
     """The engine cannot be asked; the message says why."""
 
 
-class PartFound(Struct, frozen=True, kw_only=True):
-    """One part of a checkpoint; ``size`` and ``dtypes`` in bytes."""
-
-    model_class: str
-    tensors: int
-    size: int
-    dtypes: dict[str, int]
-
-
-class Verdict(Struct, frozen=True, kw_only=True):
-    """What is to be said of one checkpoint; it is fine if there are no problems."""
-
-    path: str
-    problems: tuple[str, ...]
-    layout: str = ""
-    pipeline: str = ""
-    parts: dict[str, PartFound] = {}
-    card: ModelCard | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of weights."""
-        return sum(part.size for part in self.parts.values())
-
-
-class Known(Struct, frozen=True, kw_only=True):
-    """A model of the catalogue; ``found`` is its checkpoint's folder, if it is on this machine."""
-
-    name: str
-    title: str
-    folder: str
-    found: str | None
-    card: ModelCard
-
-
-class DevicesFound(Struct, frozen=True, kw_only=True):
-    """The devices that a pool with ``device = "auto"`` would use; ``memory`` in bytes, of the first; ``problem``: why
-    they cannot be used, if they cannot."""
-
-    kind: str
-    name: str
-    count: int
-    memory: int = 0
-    problem: str = ""
-
-
-class _Verdicts(Struct, frozen=True):
-    checkpoints: list[Verdict]
-
-
-class _Models(Struct, frozen=True):
-    models: list[Known]
-
-
 def verdicts(settings: Settings, models: Sequence[str]) -> list[Verdict]:
     """What is wrong with these checkpoints, by folder or by name.
 
     Raises:
         EngineMissing: see there.
     """
-    return _asked(settings, ["verify", *models], _Verdicts).checkpoints if models else []
+    return _asked(settings, ["verify", *models], Verdicts).checkpoints if models else []
 
 
 def catalogue(settings: Settings) -> list[Known]:
@@ -94,7 +39,7 @@ def catalogue(settings: Settings) -> list[Known]:
     Raises:
         EngineMissing: see there.
     """
-    return _asked(settings, ["list"], _Models).models
+    return _asked(settings, ["list"], Catalogue).models
 
 
 def devices(settings: Settings) -> DevicesFound:

@@ -16,9 +16,9 @@ import msgspec
 from cyclopts import App, Parameter
 
 from deploy import inspection
-from deploy.inspection import Known, Verdict
 from deploy.options import FAILED, OK, print_json, setting, settings_from
 from shared.errors import GenfleetError
+from workers.findings import Known, Verdict
 from workers.hub import manifest, repositories
 from workers.hub.hubs import hub
 from workers.hub.pull import pull as pull_files

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from deploy import cli, inspection
-from deploy.inspection import DevicesFound, EngineMissing, Verdict
+from deploy.inspection import EngineMissing
 from deploy.workers import WorkerShown, line
 from shared.settings import Settings
 from tests.support.hub_server import COMMIT, REPOSITORY, HubServer
 from tests.support.scripted_gateway import serving, view
+from workers.findings import DevicesFound, Verdict
 
 DEMO = Path(__file__).resolve().parents[2] / "workers" / "checkpoints" / "wan-demo"
 FILES = {"model_index.json": b"{}", "transformer/diffusion_pytorch_model.safetensors": bytes(5000)}

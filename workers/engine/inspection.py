@@ -15,53 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from shared.messages import ModelCard
 from workers.engine import catalog, checkpoint, devices
 from workers.engine.checkpoint import WITH_TENSORS, Checkpoint
 from workers.engine.errors import CannotLoad
-
-
-class PartFound(Struct, frozen=True, kw_only=True):
-    """One part of a checkpoint. ``dtypes``: bytes by type."""
-
-    model_class: str
-    tensors: int
-    size: int
-    dtypes: dict[str, int]
-
-
-class Verdict(Struct, frozen=True, kw_only=True):
-    """What ``verify`` says of one checkpoint; fine if there are no problems."""
-
-    path: str
-    problems: tuple[str, ...]
-    layout: str = ""
-    pipeline: str = ""
-    parts: dict[str, PartFound] = {}
-    card: ModelCard | None = None
-
-
-class Known(Struct, frozen=True, kw_only=True):
-    """A model of the catalogue, and its checkpoint's folder if that is on this machine."""
-
-    name: str
-    title: str
-    folder: str
-    found: str | None
-    card: ModelCard
-
-
-class DevicesFound(Struct, frozen=True, kw_only=True):
-    """The devices that ``device = "auto"`` means here; ``memory`` in bytes, of the first; ``problem``: why they cannot
-    be used, if they cannot."""
-
-    kind: str
-    name: str
-    count: int
-    memory: int = 0
-    problem: str = ""
+from workers.findings import Catalogue, DevicesFound, Known, PartFound, Verdict, Verdicts
 
 
 def devices_found() -> DevicesFound:
@@ -176,12 +134,12 @@ def main(argv: list[str] | None = None) -> int:
     status = 0
     match arguments.deed:
         case "list":
-            told: Any = {"models": known()}
+            told: Catalogue | DevicesFound | Verdicts = Catalogue(models=known())
         case "devices":
             told = devices_found()
         case _:
             verdicts = [verify(model) for model in arguments.models]
-            told, status = {"checkpoints": verdicts}, int(any(verdict.problems for verdict in verdicts))
+            told, status = Verdicts(checkpoints=verdicts), int(any(verdict.problems for verdict in verdicts))
     print(msgspec.json.encode(told).decode())
     return status
 
