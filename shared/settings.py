@@ -32,6 +32,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # every service
     nats_url: str = "nats://127.0.0.1:4222"
     nats_token: str = ""
+    #: What keys, links and signatures are derived from; the same on every replica. At least 32 random characters.
+    secret: str = ""
     #: Copies of each bucket in a NATS cluster; more than one needs nats-server 2.10.27 or later.
     nats_replicas: Literal[1, 3, 5] = 1
     #: Where files live: a folder, or ``s3://bucket/prefix``.
