@@ -18,7 +18,8 @@ def test_it_is_hkdf_of_one_block() -> None:
 
 def test_uses_and_secrets_differ() -> None:
     keys = {derive(secret, use) for secret in ("one", "two") for use in ("a/1", "a/2", "b/1")}
-    assert len(keys) == 6 and {len(key) for key in keys} == {32}
+    assert len(keys) == 6
+    assert {len(key) for key in keys} == {32}
 
 
 def test_no_secret_is_no_key() -> None:
@@ -27,4 +28,6 @@ def test_no_secret_is_no_key() -> None:
 
 
 def test_equality() -> None:
-    assert equal("ab", b"ab") and not equal("ab", "abc") and not equal(b"\xff", "ÿ")
+    assert equal("ab", b"ab")
+    assert not equal("ab", "abc")
+    assert not equal(b"\xff", "ÿ")
