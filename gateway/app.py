@@ -12,6 +12,7 @@ from litestar.datastructures import State
 
 from gateway import folders, problems
 from gateway.admission import Admission
+from gateway.auth import secret_of
 from gateway.changes import Changes
 from gateway.dialects import registry
 from gateway.live import Live
@@ -30,6 +31,9 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
     """A gateway as an ASGI application. Its followers live as long as its lifespan; the bus is the caller's to close.
 
     ``app.state.gateway`` holds its parts.
+
+    Raises:
+        SettingsError: keys are asked for and something that they need is missing.
     """
     dialects = registry.enabled(settings.dialects)
     name = f"gateway-{secrets.token_hex(4)}"
@@ -40,6 +44,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         bus=bus,
         artifacts=artifacts,
         settings=settings,
+        secret=secret_of(settings),
         live=live,
         admission=admission,
         submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),

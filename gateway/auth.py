@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from enum import StrEnum
 from typing import Any
 
@@ -10,11 +11,15 @@ from litestar.types import Scope
 from msgspec import Struct
 
 from gateway.problems import Problem
+from shared.errors import SettingsError
 from shared.messages import DEFAULT_TENANT
+from shared.settings import Settings
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
 _STATE = "genfleet_caller"
+#: Shorter secrets can be guessed.
+MIN_SECRET = 32
 
 
 class Role(StrEnum):
@@ -68,3 +73,32 @@ def require(connection: AnyConnection, role: Role) -> Caller:
     if _RANK[caller.role] < _RANK[role]:
         raise Problem(403, f"this needs the role {role}; the key has the role {caller.role}")
     return caller
+
+
+def keyless(settings: Settings) -> bool:
+    """Whether requests need no key: everybody is ``ANYBODY``. Whether the gateway may listen where it was told to
+    without keys is another question (see ``exposure``)."""
+    match settings.auth:
+        case "open":
+            return True
+        case "keys":
+            return False
+        case "auto":
+            return not settings.admin_key
+
+
+def secret_of(settings: Settings) -> str:
+    """What keys, links and signatures are derived from. A gateway that asks for no keys and was given none makes up
+    one for its own life.
+
+    Raises:
+        SettingsError: it is needed and not there, or too short to be one.
+    """
+    if not settings.secret and keyless(settings):
+        return secrets.token_hex(MIN_SECRET)
+    if len(settings.secret) < MIN_SECRET:
+        raise SettingsError(
+            f"GENFLEET_SECRET must have at least {MIN_SECRET} random characters, the same on every gateway: make one "
+            "with `openssl rand -hex 32`, keep it in a file and name that in GENFLEET_SECRET_FILE"
+        )
+    return settings.secret

@@ -37,6 +37,8 @@ class Gateway:
     bus: Bus
     artifacts: Artifacts
     settings: Settings
+    #: What keys, links and signatures are derived from (``shared.secrets.derive``).
+    secret: str
     live: Live
     admission: Admission
     submissions: Submissions

@@ -54,6 +54,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # gateway, and `genfleet up`
     host: str = "127.0.0.1"
     port: Port = 8088
+    #: Who must show a key: everybody (``keys``), nobody (``open``), or, ``auto``, everybody once there is an admin key,
+    #: and before that nobody, for which the gateway must listen on the loopback.
+    auth: Literal["auto", "keys", "open"] = "auto"
+    #: The first key, with which an admin makes the others. At least 32 random characters.
+    admin_key: str = ""
     #: Where the command line finds the gateway.
     url: str = "http://127.0.0.1:8088"
     max_body_bytes: Count = 32 * 1024 * 1024
