@@ -108,6 +108,9 @@ _KEY = _header(
 )
 
 
+_FILES = ("image", "last_image", "video", "mask", "pose", "face", "background")
+
+
 def _form(files: tuple[str, ...], base: Json) -> Json:
     """The same fields as multipart: files as parts."""
     properties = dict(base["properties"])
@@ -125,9 +128,7 @@ def _submit_body(components: Json) -> Json:
         "required": True,
         "content": {
             "application/json": {"schema": _ref(schema.SubmitBody)},
-            "multipart/form-data": {
-                "schema": _form(("image", "last_image", "video", "mask"), components["SubmitBody"])
-            },
+            "multipart/form-data": {"schema": _form(_FILES, components["SubmitBody"])},
         },
     }
 

@@ -51,6 +51,8 @@ UNANNOUNCED = ModelCard(
     guidance_scale_2=FloatRange(min=0.0, max=100.0, default=5.0),
     strength=FloatRange(min=0.0, max=1.0, default=0.8),
     control_scale=FloatRange(min=0.0, max=2.0, default=1.0),
+    clip_len=IntRange(min=5, max=1001, default=77, multiple_of=4, offset=1),
+    overlap=IntRange(min=1, max=5, default=1, multiple_of=4, offset=1),
 )
 
 
@@ -111,6 +113,11 @@ def resolve(
         video=inputs.get("video"),
         mask=inputs.get("mask"),
         references=tuple(file for name, file in inputs.items() if name.startswith("references.")),
+        pose=inputs.get("pose"),
+        face=inputs.get("face"),
+        background=inputs.get("background"),
+        clip_len=_of_characters(body.clip_len, card.clip_len, "clip_len", task),
+        overlap=_of_characters(body.overlap, card.overlap, "overlap", task),
         parallel=_parallel(body.parallel, card, offers),
         cache=_cache(body, card),
         step_cache=_step_cache(body, card),
@@ -178,6 +185,14 @@ def _of_some_tasks(
     """A setting that only some models and tasks have."""
     if allowed is not None and has_it:
         return number(given, allowed, field)
+    if given is not None:
+        raise InvalidRequest(f"{task} has none" if allowed is not None else "the model has none", field)
+    return None
+
+
+def _of_characters(given: int | None, allowed: IntRange | None, field: str, task: str) -> int | None:
+    if allowed is not None and task in tasks.CHARACTERS:
+        return integer(given, allowed, field)
     if given is not None:
         raise InvalidRequest(f"{task} has none" if allowed is not None else "the model has none", field)
     return None

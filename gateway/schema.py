@@ -71,8 +71,9 @@ class LoraBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a job is to do. What is left out takes the model's default. `mask` is a clip, or one picture for all frames:
     white is made anew, black is kept. `references` are pictures of what is to appear. `strength`: how much of the clip
-    is made anew. `guidance_scale_2`: of the second expert, where a model has two. In multipart, `image`, `last_image`,
-    `video`, `mask` and `references` (several parts of that name) are files and the objects are JSON."""
+    is made anew. `guidance_scale_2`: of the second expert, where a model has two. `pose`, `face` and `background` are
+    the clips of the character tasks, `clip_len` their frames at once, `overlap` how many of them the next ones begin
+    with. In multipart, what is a file is a part (`references`: several parts of that name) and the objects are JSON."""
 
     prompt: Prompt
     model: Word | None = None
@@ -83,6 +84,11 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     video: Source | None = None
     mask: Source | None = None
     references: Annotated[tuple[Source, ...], Meta(max_length=MAX_REFERENCES)] = ()
+    pose: Source | None = None
+    face: Source | None = None
+    background: Source | None = None
+    clip_len: Positive | None = None
+    overlap: Positive | None = None
     size: Annotated[str, Meta(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$", examples=["832x480"])] | None = None
     num_frames: Positive | None = None
     fps: Positive | None = None
@@ -161,6 +167,11 @@ class RequestView(Struct, frozen=True, kw_only=True):
     video: InputView | None
     mask: InputView | None
     references: tuple[InputView, ...]
+    pose: InputView | None
+    face: InputView | None
+    background: InputView | None
+    clip_len: int | None
+    overlap: int | None
     size: str
     num_frames: int
     fps: int
@@ -340,6 +351,8 @@ class ModelView(Struct, frozen=True, kw_only=True):
     shift: FloatRangeView
     strength: FloatRangeView | None
     control_scale: FloatRangeView | None
+    clip_len: IntRangeView | None
+    overlap: IntRangeView | None
     also_takes: tuple[str, ...]
     solvers: tuple[str, ...]
     negative_prompt: str

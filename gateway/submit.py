@@ -42,7 +42,16 @@ from shared.topology import JOBS, input_key
 _LOG = log(__name__)
 
 #: The fields that are files, and what each may be.
-FILES = {"image": IMAGES, "last_image": IMAGES, "video": VIDEOS, "mask": IMAGES | VIDEOS, "references": IMAGES}
+FILES = {
+    "image": IMAGES,
+    "last_image": IMAGES,
+    "video": VIDEOS,
+    "mask": IMAGES | VIDEOS,
+    "references": IMAGES,
+    "pose": VIDEOS,
+    "face": VIDEOS,
+    "background": VIDEOS,
+}
 #: Of these, the fields that are several files, and how many at most: ``references.0``, ``references.1``, ….
 SEVERAL = {"references": MAX_REFERENCES}
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.

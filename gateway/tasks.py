@@ -33,7 +33,11 @@ TAKES: dict[str, Takes] = {
     Task.FIRST_LAST_FRAME_TO_VIDEO: Takes(needs=("image", "last_image"), may=("references",)),
     Task.VIDEO_TO_VIDEO: Takes(needs=("video",)),
     Task.VIDEO_EDITING: Takes(one_of=("video", "references"), may=("mask", "references")),
+    Task.CHARACTER_ANIMATION: Takes(needs=("image", "pose", "face")),
+    Task.CHARACTER_REPLACEMENT: Takes(needs=("image", "pose", "face", "background", "mask")),
 }
+#: Tasks that make a picture of somebody move.
+CHARACTERS = frozenset({Task.CHARACTER_ANIMATION.value, Task.CHARACTER_REPLACEMENT.value})
 #: Tasks that have no control: there is nothing given that could act.
 _TEXT_ALONE = frozenset({Task.TEXT_TO_VIDEO.value, Task.TEXT_TO_IMAGE.value})
 
@@ -55,6 +59,10 @@ def task_of(body: SubmitBody, card: ModelCard, given: Collection[str]) -> str:
 
 def _inferred(body: SubmitBody, card: ModelCard, given: Collection[str]) -> tuple[str, str]:
     """The task, and the field that tells it."""
+    if "pose" in given or "face" in given:
+        replaced = "background" in given or "mask" in given
+        task = Task.CHARACTER_REPLACEMENT if replaced else Task.CHARACTER_ANIMATION
+        return task.value, "pose" if "pose" in given else "face"
     if "video" in given:
         if "mask" in given or "references" in given:
             return Task.VIDEO_EDITING.value, "video"
@@ -99,7 +107,7 @@ def check_files(task: str, card: ModelCard, given: Collection[str]) -> None:
             raise InvalidRequest(f"{task} needs one", field)
     if takes.one_of and not any(field in given for field in takes.one_of):
         raise InvalidRequest(f"{task} needs {' or '.join(takes.one_of)}", takes.one_of[0])
-    if "mask" in given and "video" not in given:
+    if "mask" in given and "video" not in given and task not in CHARACTERS:
         raise InvalidRequest("there is no video that it could be of", "mask")
 
 
@@ -110,4 +118,4 @@ def has_strength(task: str) -> bool:
 
 def has_control(task: str) -> bool:
     """Whether what is given to the task acts on every step, where the model can do that."""
-    return task not in _TEXT_ALONE and task != Task.VIDEO_TO_VIDEO
+    return task not in _TEXT_ALONE and task not in CHARACTERS and task != Task.VIDEO_TO_VIDEO

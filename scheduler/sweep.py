@@ -52,7 +52,15 @@ class _Request(Struct):
     last_image: _Input | None = None
     video: _Input | None = None
     mask: _Input | None = None
+    pose: _Input | None = None
+    face: _Input | None = None
+    background: _Input | None = None
     references: tuple[_Input, ...] = ()
+
+    def files(self) -> tuple[_Input | None, ...]:
+        """All that it may name."""
+        named = (self.image, self.last_image, self.video, self.mask, self.pose, self.face, self.background)
+        return (*named, *self.references)
 
 
 class _Head(Struct):
@@ -172,7 +180,7 @@ class Sweep:
                         if epoch == head.epoch or (epoch > head.epoch and head.state not in TERMINAL):
                             by_job.pop((head.id, epoch), None)
                     asked = head.request
-                    for given in (asked.image, asked.last_image, asked.video, asked.mask, *asked.references):
+                    for given in asked.files():
                         if given is not None:
                             inputs.discard(given.key)
                 if batch.caught_up:

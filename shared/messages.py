@@ -47,6 +47,9 @@ class Task(StrEnum):
     FIRST_LAST_FRAME_TO_VIDEO = "first-last-frame-to-video"
     VIDEO_TO_VIDEO = "video-to-video"
     VIDEO_EDITING = "video-editing"
+    #: A picture of somebody moves as a clip does, or takes the place of who is in the clip.
+    CHARACTER_ANIMATION = "character-animation"
+    CHARACTER_REPLACEMENT = "character-replacement"
 
 
 class Reason(StrEnum):
@@ -161,6 +164,13 @@ class JobRequest(Struct, frozen=True, kw_only=True, gc=False):
     mask: Input | None = None
     #: Video editing: pictures of what is to appear.
     references: tuple[Input, ...] = ()
+    #: Character tasks: how the body and the face move, and, to replace, what is behind (``mask``: where somebody is).
+    pose: Input | None = None
+    face: Input | None = None
+    background: Input | None = None
+    #: Character tasks: frames that are made at once, and how many of them the next ones begin with.
+    clip_len: int | None = None
+    overlap: int | None = None
     #: Video-to-video: 0..1, how much of the clip is made anew; None leaves it to the card.
     strength: float | None = None
     #: Guidance of the second expert, where a model has two; None: as the first.
@@ -178,6 +188,7 @@ class JobRequest(Struct, frozen=True, kw_only=True, gc=False):
     def inputs(self) -> dict[str, Input]:
         """Every file that the job reads, by field; the references as ``references.0``, ``references.1``, …."""
         named = {"image": self.image, "last_image": self.last_image, "video": self.video, "mask": self.mask}
+        named |= {"pose": self.pose, "face": self.face, "background": self.background}
         named |= {f"references.{index}": given for index, given in enumerate(self.references)}
         return {name: given for name, given in named.items() if given is not None}
 
@@ -327,6 +338,9 @@ class ModelCard(Message, frozen=True, kw_only=True, tag="model_card"):
     step_cache: StepCache | None = None
     #: Inputs beyond those that the tasks need: ``last_image``, ``mask``, ``references``.
     also_takes: tuple[str, ...] = ()
+    #: Character tasks: frames at once, and how many the next ones begin with.
+    clip_len: IntRange | None = None
+    overlap: IntRange | None = None
     guidance_scale_2: FloatRange | None = None
     strength: FloatRange | None = None
     control_scale: FloatRange | None = None

@@ -10,7 +10,7 @@ from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema import SubmitBody
 from gateway.tasks import TAKES
 from shared.errors import InvalidRequest
-from shared.messages import FloatRange, Input, JobRequest, ModelCard, Task
+from shared.messages import FloatRange, Input, IntRange, JobRequest, ModelCard, Task
 from tests.support.gateway import CARD
 
 EDITING = replace(
@@ -117,3 +117,28 @@ def test_the_second_experts_guidance_is_as_the_first_where_only_that_is_given() 
 
 def test_every_task_says_what_it_takes() -> None:
     assert set(TAKES) == set(Task)
+
+
+CHARACTERS = replace(
+    CARD,
+    name="animate",
+    tasks=("character-animation", "character-replacement"),
+    clip_len=IntRange(min=5, max=121, default=77, multiple_of=4, offset=1),
+    overlap=IntRange(min=1, max=5, default=1, multiple_of=4, offset=1),
+)
+
+
+def test_clips_of_a_body_and_a_face_are_for_the_character_tasks() -> None:
+    moved = asked(CHARACTERS, "image", "pose", "face", overlap=5)
+    assert (moved.task, moved.clip_len, moved.overlap) == ("character-animation", 77, 5)
+    assert sorted(moved.inputs()) == ["face", "image", "pose"]
+    replaced = asked(CHARACTERS, "image", "pose", "face", "background", "mask")
+    assert replaced.task == "character-replacement"
+    assert sorted(replaced.inputs()) == ["background", "face", "image", "mask", "pose"]
+    assert refused(CHARACTERS, "image", "pose") == ("face", "character-animation needs one")
+    assert refused(CHARACTERS, "image", "pose", "face", "mask")[0] == "background"
+    assert refused(CHARACTERS, "image", "pose", "face", "video")[0] == "video"
+    assert refused(CHARACTERS, "image", "pose", "face", clip_len=6)[0] == "clip_len"
+    assert refused(CARD, "image", "pose", "face")[0] == "pose"
+    assert refused(CARD, "image", overlap=1) == ("overlap", "the model has none")
+    assert asked(UNANNOUNCED, "image", "pose", "face").task == "character-animation"
