@@ -194,7 +194,8 @@ class JobRequest(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Output(Struct, frozen=True, kw_only=True, gc=False):
-    """One file that a job made. ``key`` lies under ``<job>/<epoch>/`` in the artifact store; ``seconds`` of media."""
+    """One file that a job made. ``key`` lies under ``<job>/<epoch>/`` in the artifact store, and so do the small
+    pictures of it, where there are any: one of its frames, and many side by side (``shared.pictures`` says which)."""
 
     key: str
     media_type: str
@@ -204,6 +205,8 @@ class Output(Struct, frozen=True, kw_only=True, gc=False):
     height: int = 0
     num_frames: int = 0
     fps: int = 0
+    thumbnail: str = ""
+    spritesheet: str = ""
 
 
 class Failure(Struct, frozen=True, kw_only=True, gc=False):
@@ -399,6 +402,8 @@ class WorkerLease(Message, frozen=True, kw_only=True, tag="worker"):
     #: Models that are in memory, of those it can serve (none named: all are), and measured seconds to load each.
     loaded_models: tuple[str, ...] = ()
     load_s: dict[str, float] = {}
+    #: It has no way to the artifact store but the URLs that an assignment grants it.
+    grants: bool = False
 
 
 class LeaderLease(Message, frozen=True, kw_only=True, tag="leader"):
@@ -471,7 +476,82 @@ class TenantUsage(Message, frozen=True, kw_only=True, tag="tenant_usage"):
     at: float = 0.0
 
 
+# --- who may ask, and what admins did ------------------------------------------------------------------------------
+
+
+class ApiKey(Message, frozen=True, kw_only=True, tag="api_key"):
+    """A key for the API, without its secret. Bucket ``keys``, key ``key.<id>``.
+
+    ``hash`` is the hex HMAC-SHA256 of the secret part under a key derived from the deployment's secret. ``role`` is
+    ``user``, ``operator`` or ``admin``. Times are of gateways' wall clocks, in seconds since 1970: an end that people
+    agree on by date is judged by the clock that people go by. After a rotation ``former_hash`` is as good as ``hash``
+    until ``former_until``.
+    """
+
+    id: str
+    tenant: str
+    role: str
+    hash: str
+    name: str = ""
+    by: str = ""
+    created_at: float = 0.0
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    rotated_at: float | None = None
+    former_hash: str = ""
+    former_until: float = 0.0
+
+
+class KeyUse(Message, frozen=True, kw_only=True, tag="key_use"):
+    """When a key was last seen. Bucket ``keys``, key ``used.<id>``: apart from the key, so that it never gets in the
+    way of a revocation."""
+
+    key: str
+    at: float
+
+
+class SessionEnd(Message, frozen=True, kw_only=True, tag="session_end"):
+    """A browser's session was ended before ``until``, when it would have ended by itself. Bucket ``keys``, key
+    ``ended.<session>``."""
+
+    session: str
+    until: float
+
+
+KeyEntry = ApiKey | KeyUse | SessionEnd
+
+
+class AuditEntry(Message, frozen=True, kw_only=True, tag="audit"):
+    """Somebody with more than a user's rights asked for ``action`` on ``target``. Bucket ``audit``, key ``<id>``. Holds
+    neither secrets nor what users wrote."""
+
+    id: str
+    at: float
+    by: str
+    tenant: str
+    role: str
+    action: str
+    target: str
+    detail: str = ""
+
+
 # --- assignment, orders, results, progress ---------------------------------------------------------------------
+
+
+class FileGrants(Struct, frozen=True, kw_only=True, gc=False):
+    """URLs by which a worker that cannot reach the artifact store itself reads the job's inputs and writes this epoch's
+    files, and nothing else. Each is good for one method on one key, for ``seconds`` from when it was signed.
+
+    Attributes:
+        reads: to GET, by the input's key.
+        writes: to PUT, by the file's name under ``<job>/<epoch>/``.
+        max_bytes: of one written file.
+    """
+
+    reads: dict[str, str] = {}
+    writes: dict[str, str] = {}
+    max_bytes: int = 0
+    seconds: float = 0.0
 
 
 class Assign(Message, frozen=True, kw_only=True, tag="assign"):
@@ -484,6 +564,8 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     request: JobRequest
     run_timeout_s: float
     tenant: str = DEFAULT_TENANT
+    #: For a worker whose lease says that it needs them.
+    files: FileGrants | None = None
 
 
 class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
@@ -599,6 +681,10 @@ BusMessage = (
     | TenantLimits
     | WorkerQuarantine
     | TenantUsage
+    | ApiKey
+    | KeyUse
+    | SessionEnd
+    | AuditEntry
 )
 
 T = TypeVar("T")

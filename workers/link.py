@@ -95,7 +95,7 @@ class Pulse(Frame, frozen=True, kw_only=True, tag="pulse"):
 
 
 class OutputFile(Struct, frozen=True, kw_only=True):
-    """A file that rank 0 left in the run's output folder: ``name`` is relative to it."""
+    """A file that rank 0 left in the run's output folder: ``name``, as the others, is relative to it."""
 
     name: str
     media_type: str
@@ -103,6 +103,9 @@ class OutputFile(Struct, frozen=True, kw_only=True):
     height: int
     num_frames: int
     fps: int
+    #: Small pictures of it, in the same folder: a frame, and many frames side by side.
+    thumbnail: str = ""
+    spritesheet: str = ""
 
 
 class Done(Frame, frozen=True, kw_only=True, tag="done"):
@@ -150,13 +153,14 @@ FromRank = Hello | Loading | Ready | CannotLoad | Pulse | Done | Refused | Broke
 
 class Run(Frame, frozen=True, kw_only=True, tag="run"):
     """Do this job. ``inputs`` maps the names of ``JobRequest.inputs`` to local files; outputs go to ``out_dir``,
-    which exists and is empty."""
+    which exists and is empty. ``provenance``: what its files say of their origin (``shared.provenance``)."""
 
     job: str
     epoch: int
     request: JobRequest
     inputs: dict[str, str]
     out_dir: str
+    provenance: str = "off"
 
 
 class Cancel(Frame, frozen=True, kw_only=True, tag="cancel"):

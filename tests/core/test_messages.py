@@ -92,7 +92,7 @@ def test_a_message_is_told_from_another_by_its_kind() -> None:
 def _with_more(value: object) -> object:
     """The value with an unknown field in every struct in it (a dict that is data, not a struct, is left alone)."""
     if isinstance(value, dict):
-        data = {"metadata", "used", "step_s", "load_s", "dummy", "inputs"}
+        data = {"metadata", "used", "step_s", "load_s", "dummy", "inputs", "reads", "writes"}
         more = {name: item if name in data else _with_more(item) for name, item in value.items()}
         return {**more, "from_the_future": {"kind": "x"}}
     if isinstance(value, list):
