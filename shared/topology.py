@@ -98,9 +98,22 @@ CONTROL = BucketSpec(
     owners=("gateway", "scheduler"),
     max_bytes=16 * MiB,
 )
+KEYS = BucketSpec(
+    name="keys",
+    holds="key.<id>: ApiKey; used.<id>: KeyUse; ended.<session>: SessionEnd",
+    owners=("gateway",),
+    max_bytes=32 * MiB,
+)
+AUDIT = BucketSpec(
+    name="audit",
+    holds="<id>: AuditEntry, in the order of their writing",
+    owners=("gateway",),
+    ttl_s=90 * 86400.0,
+    max_bytes=64 * MiB,
+)
 USAGE = BucketSpec(name="usage", holds="<tenant>: TenantUsage", owners=("scheduler",), max_bytes=16 * MiB)
 
-BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED, CONTROL, USAGE)
+BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED, CONTROL, USAGE, KEYS, AUDIT)
 
 #: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
 ADMISSION_SHARE = 0.8
@@ -158,6 +171,21 @@ def tenant_control(tenant: str) -> str:
 def quarantine_control(worker: str) -> str:
     """Key in ``control``."""
     return f"quarantine.{worker}"
+
+
+def api_key(key: str) -> str:
+    """Key in ``keys`` of the API key with that id."""
+    return f"key.{key}"
+
+
+def key_use(key: str) -> str:
+    """Key in ``keys`` of when it was last seen."""
+    return f"used.{key}"
+
+
+def session_end(session: str) -> str:
+    """Key in ``keys`` of a session that was ended."""
+    return f"ended.{session}"
 
 
 #: Key in ``leader``.
