@@ -535,6 +535,60 @@ class AuditEntry(Message, frozen=True, kw_only=True, tag="audit"):
     detail: str = ""
 
 
+# --- webhooks ----------------------------------------------------------------------------------------------------
+
+
+class DeliveryState(StrEnum):
+    """Where a webhook is: owed, made, or not tried any more until somebody asks for it."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class Delivery(Message, frozen=True, kw_only=True, tag="delivery"):
+    """That a job's end is to be told to ``url``. It holds nothing of the job: what is sent is made at each try from the
+    record. Buckets ``deliveries`` and, once it was made, ``delivered``, under ``<tenant>.<job>``.
+
+    ``age_s``, ``due_s`` and ``claim_s`` count by the broker's clock from this revision's timestamp: how old the
+    delivery was then, after how long its next try is due, and how long whoever holds it (``by``) may take for the try
+    that is under way (0: none is).
+
+    Attributes:
+        id: of the event, the same at every try.
+        event: the end: ``job.succeeded``, ``job.failed`` or ``job.cancelled``.
+        at: the end's wall clock, for people.
+        round: how often somebody asked for it again.
+        tries, last_status, last_error: of this round; a status of 0: none came.
+    """
+
+    id: str
+    tenant: str
+    job: str
+    url: str
+    event: str
+    at: float
+    state: DeliveryState = DeliveryState.PENDING
+    round: int = 0
+    tries: int = 0
+    last_status: int = 0
+    last_error: str = ""
+    age_s: float = 0.0
+    due_s: float = 0.0
+    by: str = ""
+    claim_s: float = 0.0
+
+
+class WebhookSecret(Message, frozen=True, kw_only=True, tag="webhook_secret"):
+    """Which version of a tenant's secret signs its webhooks; for a time after the change the one before signs too.
+    Bucket ``webhooks``, key ``<tenant>``; the secret itself is derived and lies nowhere."""
+
+    tenant: str
+    version: int
+    by: str = ""
+    at: float = 0.0
+
+
 # --- assignment, orders, results, progress ---------------------------------------------------------------------
 
 
@@ -681,6 +735,8 @@ BusMessage = (
     | TenantLimits
     | WorkerQuarantine
     | TenantUsage
+    | Delivery
+    | WebhookSecret
     | ApiKey
     | KeyUse
     | SessionEnd

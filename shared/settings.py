@@ -54,13 +54,30 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # gateway, and `genfleet up`
     host: str = "127.0.0.1"
     port: Port = 8088
-    #: Who must show a key: everybody (``keys``), nobody (``open``), or, ``auto``, everybody once there is an admin key,
-    #: and before that nobody, for which the gateway must listen on the loopback.
+    #: Who must show a key: everybody (``keys``), nobody (``open``), or, ``auto``, everybody once ``admin_key`` or
+    #: ``jwt_jwks_url`` is set, and before that nobody, for which the gateway must listen on the loopback.
     auth: Literal["auto", "keys", "open"] = "auto"
     #: The first key, with which an admin makes the others. At least 32 random characters.
     admin_key: str = ""
+    #: How long a browser's session lasts.
+    session_s: Seconds = 12 * 3600.0
+    #: Whether /metrics needs no key.
+    metrics_open: bool = False
+    #: Tokens of an identity provider: its keys (https, or a file), what ``iss`` and ``aud`` must be, and which claims
+    #: hold the tenant (empty: all are of the tenant ``default``) and the role (empty: all are users).
+    jwt_jwks_url: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_tenant_claim: str = ""
+    jwt_role_claim: str = ""
+    #: Further names under which a gateway without keys may be called: ``gpu-box, gpu-box.lan:8088``.
+    allowed_hosts: str = ""
+    #: Origins whose web pages may call the gateway: ``https://app.example.com``; ``*``: any, without credentials.
+    cors_origins: str = ""
     #: Where the command line finds the gateway.
     url: str = "http://127.0.0.1:8088"
+    #: The key that the command line shows there.
+    key: str = ""
     max_body_bytes: Count = 32 * 1024 * 1024
     max_json_bytes: Count = 1024 * 1024
     shutdown_grace_s: Seconds = 5.0
@@ -72,6 +89,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     default_run_timeout_s: Seconds = 3600.0
     default_max_attempts: Count = 3
     max_queued: Count = 100_000
+    #: How long a submit may wait for its job's end (``Prefer: wait``).
+    max_wait_s: Seconds = 60.0
+    #: Of a tenant that has no limits of its own; 0: no limit. A burst of 0 is what comes in a second.
+    limit_submits_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    limit_burst: Annotated[int, Meta(ge=0)] = 0
+    limit_queued: Annotated[int, Meta(ge=0)] = 0
+    limit_running: Annotated[int, Meta(ge=0)] = 0
+    limit_stored_bytes: Annotated[int, Meta(ge=0)] = 0
 
     #: Where clients reach the gateway, for the URLs that it gives out; empty: the address that it listens on.
     public_url: str = ""
@@ -81,12 +106,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     multigpu_model: str = ""
     wan_api_model: str = ""
     hidream_model: str = ""
+    animate_model: str = ""
+    turbodiffusion_model: str = ""
     openai_video_model: str = ""
     openai_image_model: str = ""
     #: Other names of models: ``sora-2=wan-demo, gpt-image-2=wan-demo``.
     model_aliases: str = ""
     #: Folders beneath which clients may name input files by their path: ``/srv/in, acme=/srv/acme``.
     input_folders: str = ""
+
+    #: A webhook that is not taken is sent again for so long; each try waits so long for an answer.
+    webhook_retry_s: Annotated[float, Meta(gt=0, le=14 * 86400)] = 3 * 86400.0
+    webhook_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 20.0
+    #: Networks that webhooks may reach although they are not public: ``10.1.0.0/16, fd00::/8``.
+    webhook_networks: str = ""
 
     # scheduler
     assign_timeout_s: Seconds = 2.0
@@ -143,6 +176,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def base_url(self) -> str:
         """Where clients reach the gateway, without a slash at its end."""
         return self.public_url.rstrip("/")
+
+    @property
+    def keyless(self) -> bool:
+        """Whether requests need no key."""
+        return self.auth == "open" or (self.auth == "auto" and not (self.admin_key or self.jwt_jwks_url))
 
 
 def load(environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None) -> Settings:

@@ -113,7 +113,47 @@ AUDIT = BucketSpec(
 )
 USAGE = BucketSpec(name="usage", holds="<tenant>: TenantUsage", owners=("scheduler",), max_bytes=16 * MiB)
 
-BUCKETS = (JOBS, RESULTS, WORKERS, PROGRESS, ORDERS, MODELS, LEADER, ARCHIVE, DELETED, CONTROL, USAGE, KEYS, AUDIT)
+DELIVERIES = BucketSpec(
+    name="deliveries",
+    holds="<tenant>.<job id>: Delivery that is owed, or that was given up; never a marker",
+    owners=("gateway", "scheduler"),
+    ttl_s=30 * 86400.0,
+    max_bytes=128 * MiB,
+    max_value=8 * 1024,
+)
+DELIVERED = BucketSpec(
+    name="delivered",
+    holds="<tenant>.<job id>: Delivery that was made; mark: empty, written by gateways as they begin to follow",
+    owners=("gateway",),
+    ttl_s=2 * 86400.0,
+    max_bytes=96 * MiB,
+    max_value=8 * 1024,
+)
+WEBHOOKS = BucketSpec(
+    name="webhooks",
+    holds="<tenant>: WebhookSecret, which of the tenant's secrets is in use",
+    owners=("gateway",),
+    max_bytes=4 * MiB,
+)
+
+BUCKETS = (
+    JOBS,
+    RESULTS,
+    WORKERS,
+    PROGRESS,
+    ORDERS,
+    MODELS,
+    LEADER,
+    ARCHIVE,
+    DELETED,
+    CONTROL,
+    USAGE,
+    KEYS,
+    AUDIT,
+    DELIVERIES,
+    DELIVERED,
+    WEBHOOKS,
+)
 
 #: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
 ADMISSION_SHARE = 0.8
@@ -200,6 +240,15 @@ def archive_key(tenant: str, job: str) -> str:
 def pending_key(tenant: str, job: str) -> str:
     """Key in ``deleted`` of a deletion that is under way."""
     return f"pending.{tenant}.{job}"
+
+
+def delivery_key(tenant: str, job: str) -> str:
+    """Key in ``deliveries`` and in ``delivered``."""
+    return f"{tenant}.{job}"
+
+
+#: Key in ``delivered`` of what is no delivery.
+DELIVERED_MARK = "mark"
 
 
 def output_key(job: str, epoch: int, name: str) -> str:
