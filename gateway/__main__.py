@@ -22,6 +22,7 @@ from shared import environment, garbage
 from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
+from shared.exposure import check_listening
 from shared.nats_bus import connect
 from shared.settings import Settings, load
 from shared.telemetry import configure, log
@@ -69,7 +70,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: everybody could do everything, and nobody has said that they may (``shared.exposure``).
+    """
+    if check_listening(settings):
+        log(__name__).warning("open_to_everybody", host=settings.host, advice="GENFLEET_AUTH=keys asks for keys")
     listening = socket.create_server(
         (settings.host, settings.port),
         family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,

@@ -15,6 +15,7 @@ from gateway.admission import Admission
 from gateway.auth import secret_of
 from gateway.changes import Changes
 from gateway.dialects import registry
+from gateway.exposure import Exposure
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.openapi import document
@@ -65,7 +66,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             await asyncio.gather(watching, return_exceptions=True)
             await live.stop()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             *jobs.HANDLERS,
             *events.HANDLERS,
@@ -85,3 +86,6 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         request_max_body_size=None,
         logging_config=None,
     )
+    # Outside of everything: also of what no route answers.
+    app.asgi_handler = Exposure(app.asgi_handler, settings)
+    return app

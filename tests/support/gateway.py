@@ -42,6 +42,8 @@ from shared.topology import JOBS, MODELS, PROGRESS, WORKERS, model_key, output_k
 from tests.support.clock import FakeClock, settle
 from tests.support.memory_bus import MemoryBroker, MemoryBus
 
+HOST = "127.0.0.1:8088"
+BASE_URL = f"http://{HOST}"
 #: How long a test waits for something that must come.
 BOUND_S = 60.0
 
@@ -103,9 +105,9 @@ class Stream:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(key.lower().encode(), value.encode()) for key, value in headers.items()],
+            "headers": [(key.lower().encode(), value.encode()) for key, value in {"Host": HOST, **headers}.items()],
             "client": ("127.0.0.1", 1),
-            "server": ("test", 80),
+            "server": ("127.0.0.1", 8088),
         }
         asgi: Any = app
         await asgi(scope, self._receive, self._send)
@@ -231,7 +233,7 @@ async def gateway(
     try:
         await asyncio.wait((living, asyncio.create_task(started.wait())), return_when=asyncio.FIRST_COMPLETED)
         await settle()
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as client:
             yield GatewayUnderTest(app, client, bus, broker, clock, artifacts)
     finally:
         stop.set()
