@@ -33,6 +33,7 @@ from deploy.ports import PortInUse, check_free, free_port
 from deploy.process import Child, Ended, last_lines
 from shared.clock import Clock, SystemClock
 from shared.errors import GenfleetError
+from shared.exposure import check_listening
 from shared.settings import Settings
 from workers import detection
 
@@ -112,7 +113,9 @@ class LocalFleet:
 
         Raises:
             FolderError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
+            SettingsError: everybody in the network could do everything (``shared.exposure``).
         """
+        check_listening(self._given)
         settings = replace(self._given, model=_model(self._given.model))
         settings = sized(settings, detection.choose(settings.device, os.environ))
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
