@@ -19,12 +19,12 @@ from gateway.app import create_app
 from gateway.one_write import OneWriteProtocol
 from gateway.parts import Gateway
 from shared import environment, garbage
-from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
 from shared.exposure import check_listening
 from shared.nats_bus import connect
 from shared.settings import Settings, load
+from shared.stores import open_artifacts
 from shared.telemetry import configure, log
 
 _BACKLOG = 4096
@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> None:
     settings = replace(settings, public_url=settings.public_url or url)
     bus = await connect(settings, name="gateway")
     try:
-        app = create_app(bus, open_store(settings.artifacts), settings, SystemClock())
+        app = create_app(bus, open_artifacts(settings), settings, SystemClock())
         config = uvicorn.Config(
             app,
             http=OneWriteProtocol,

@@ -11,11 +11,11 @@ import uvloop
 
 from scheduler.shell import Scheduler
 from shared import garbage
-from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError
 from shared.nats_bus import connect
 from shared.settings import Settings, load
+from shared.stores import open_artifacts
 from shared.telemetry import configure, log
 
 
@@ -35,7 +35,7 @@ async def serve(settings: Settings) -> None:
             await connecting
         return
     bus = connecting.result()
-    scheduler = Scheduler(bus, settings, SystemClock(), artifacts=open_store(settings.artifacts))
+    scheduler = Scheduler(bus, settings, SystemClock(), artifacts=open_artifacts(settings))
     if settings.scheduler_metrics_port:
         scheduler.metrics.serve(settings.metrics_host, settings.scheduler_metrics_port)
     running = asyncio.ensure_future(scheduler.run())

@@ -13,12 +13,12 @@ import atexit
 import hashlib
 import os
 import re
-import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import obstore
 from msgspec import Struct
@@ -26,14 +26,20 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from shared.errors import ArtifactError, ArtifactNotFound, InvalidKey
+from shared.folder import put_small
+from shared.pictures import media_type_of
+from shared.s3 import LONGEST_S, S3Options, attributes, open_bucket, put_in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from obstore import GetOptions, ObjectMeta
+    from obstore import Attributes, GetOptions, ObjectMeta
 
 _KEY = re.compile(r"[A-Za-z0-9._=-]{1,128}(/[A-Za-z0-9._=-]{1,128}){0,15}")
 _CHUNK = 1024 * 1024
+#: From a bucket, bytes come in requests of so many: each is bounded in time, however slowly the reader takes them.
+_PIECE = 8 * _CHUNK
+_DELETES = 8
 #: A file of up to this size goes into a folder with five system calls, here and now: the way to the store's own
 #: threads and back costs several times as much.
 _SMALL = 64 * 1024
@@ -63,10 +69,34 @@ class Artifacts:
     #: Where the keys lie, if it is a folder.
     _folder = ""
 
-    def __init__(self, store: LocalStore | S3Store) -> None:
+    def __init__(self, store: LocalStore | S3Store, signing: S3Store | None = None) -> None:
+        """
+        Args:
+            signing: the same bucket as clients reach it.
+        """
         self._store = store
+        self._signing = signing
         if isinstance(store, LocalStore):
             self._folder = str(store.prefix)
+
+    @property
+    def signs(self) -> bool:
+        """Whether the store itself hands files out, and takes them, by URLs that it signs (``sign``)."""
+        return self._signing is not None
+
+    async def sign(self, method: Literal["GET", "PUT"], keys: list[str], ttl_s: float) -> list[str]:
+        """URLs for whoever has them, each for that method on that key, for so many seconds (a week at most).
+
+        Raises:
+            ArtifactError: the store does not sign (see ``signs``).
+        """
+        if self._signing is None:
+            raise ArtifactError("this store signs no URLs")
+        for key in keys:
+            check_key(key)
+        lifetime = timedelta(seconds=max(1, min(int(ttl_s), LONGEST_S)))
+        with _translated(keys[0] if keys else ""):
+            return list(await obstore.sign_async(self._signing, method, keys, lifetime))
 
     async def put(self, key: str, chunks: bytes | AsyncIterable[bytes]) -> Stored:
         """Write the key, replacing what it held. If ``chunks`` raises, that exception comes out and nothing is
@@ -75,12 +105,12 @@ class Artifacts:
         if isinstance(chunks, bytes):
             if self._folder and len(chunks) <= _SMALL:
                 with _translated(key):
-                    modified = self._put_small(key, chunks)
+                    modified = put_small(self._folder, key, chunks)
                 if modified is not None:
                     sha256 = hashlib.sha256(chunks).hexdigest()
                     return Stored(key=key, size=len(chunks), sha256=sha256, modified=modified)
             with _translated(key):
-                await obstore.put_async(self._store, key, chunks)
+                await obstore.put_async(self._store, key, chunks, attributes=self._said_of(key))
             return await self._written(key, len(chunks), hashlib.sha256(chunks).hexdigest())
         digest = hashlib.sha256()
         size = 0
@@ -109,41 +139,18 @@ class Artifacts:
             return await self.put(key, first)
         try:
             with _translated(key):
-                await obstore.put_async(self._store, key, counted())
+                if self._folder:
+                    await obstore.put_async(self._store, key, counted())
+                else:
+                    await put_in_parts(self._store, key, counted(), attributes(key, media_type_of(key)))
         except ArtifactError:
             if raised is not None:
                 raise raised from None
             raise
         return await self._written(key, size, digest.hexdigest())
 
-    def _put_small(self, key: str, data: bytes) -> float | None:
-        """As obstore does it on a folder: a staged file beside the key, which lists do not show, is renamed. When
-        it was modified; None if nothing was written because the folder goes away as fast as it is made."""
-        path = f"{self._folder}/{key}"
-        staged = f"{path}#{secrets.randbits(60)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            file = os.open(staged, flags, 0o666)
-        except FileNotFoundError:
-            try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                file = os.open(staged, flags, 0o666)
-            except FileNotFoundError:
-                return None
-        try:
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(file, left) :]
-                modified = os.fstat(file).st_mtime_ns // 1000 / 1e6  # as exactly as the store itself says it
-            finally:
-                os.close(file)
-            os.rename(staged, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(staged)
-            raise
-        return modified
+    def _said_of(self, key: str) -> Attributes | None:
+        return None if self._folder else attributes(key, media_type_of(key))
 
     async def _written(self, key: str, size: int, sha256: str) -> Stored:
         modified = (await self._head(key))["last_modified"].timestamp()
@@ -202,11 +209,28 @@ class Artifacts:
             end = size if end is None else min(end, size)
             if start >= end:
                 return
+        if not self._folder:
+            async for chunk in self._pieces(key, start, end):
+                yield chunk
+            return
         options: GetOptions = {} if end is None else {"range": (start, end)}
         with _translated(key):
             result = await obstore.get_async(self._store, key, options=options)
             async for chunk in result.stream(min_chunk_size=_CHUNK):
                 yield bytes(chunk)
+
+    async def _pieces(self, key: str, start: int, end: int | None) -> AsyncIterator[bytes]:
+        """The range of one version of what is stored, a request for each piece of it."""
+        head = await self._head(key)
+        end = head["size"] if end is None else min(end, head["size"])
+        for at in range(start, end, _PIECE):
+            options: GetOptions = {"range": (at, min(at + _PIECE, end))}
+            if head["e_tag"] is not None:
+                options["if_match"] = head["e_tag"]
+            with _translated(key):
+                result = await obstore.get_async(self._store, key, options=options)
+                async for chunk in result.stream(min_chunk_size=_CHUNK):
+                    yield bytes(chunk)
 
     async def fetch_file(self, key: str, path: Path) -> int:
         """Copy what is stored into a local file, which appears only when complete; its size in bytes.
@@ -236,8 +260,8 @@ class Artifacts:
         """Remove everything below a prefix of whole tokens (``<job>/<epoch>``); how many files there were."""
         check_key(prefix.removesuffix("/"))
         keys = [stored.key async for stored in self.list(prefix)]
-        for key in keys:
-            await self.delete(key)
+        for first in range(0, len(keys), _DELETES):
+            await asyncio.gather(*(self.delete(key) for key in keys[first : first + _DELETES]))
         return len(keys)
 
     async def list(self, prefix: str = "") -> AsyncIterator[Stored]:
@@ -255,16 +279,17 @@ class Artifacts:
             return await obstore.head_async(self._store, key)
 
 
-def open_store(location: str) -> Artifacts:
-    """The store at a folder, which is made if it does not exist, or at ``s3://bucket/prefix``, whose endpoint, region
-    and credentials come from the usual ``AWS_…`` variables.
+def open_store(location: str, s3: S3Options | None = None) -> Artifacts:
+    """The store at a folder, which is made if it does not exist, or at ``s3://bucket/prefix``, reached as ``s3`` says,
+    or else as the usual ``AWS_…`` variables do.
 
     Raises:
         ArtifactError: it cannot be opened.
     """
     with _translated(location):
         if location.startswith("s3://"):
-            return Artifacts(S3Store.from_url(location))
+            options = s3 or S3Options()
+            return Artifacts(open_bucket(location, options), open_bucket(location, options, public=True))
         if "://" in location:
             raise ArtifactError(f"{location}: an artifact store is a folder or s3://bucket/prefix")
         folder = Path(location).expanduser().absolute()

@@ -38,6 +38,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nats_replicas: Literal[1, 3, 5] = 1
     #: Where files live: a folder, or ``s3://bucket/prefix``.
     artifacts: str = "genfleet-data/artifacts"
+    #: How such a bucket is reached; what is empty comes from the usual ``AWS_…`` variables.
+    s3_endpoint: str = ""
+    #: The endpoint as clients reach it, for signed URLs; empty: the same.
+    s3_public_endpoint: str = ""
+    s3_region: str = ""
+    s3_access_key: str = ""
+    s3_secret_key: str = ""
+    s3_session_token: str = ""
+    #: The bucket in the path (MinIO), and not in the host's name (most clouds).
+    s3_path_style: bool = True
+    s3_allow_http: bool = False
+    #: Certificates in PEM that are trusted besides the system's.
+    s3_ca: str = ""
+    #: A store that is silent for so long is asked again, for up to twice as long.
+    s3_timeout_s: Seconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     #: Port of /metrics of scheduler and worker on the loopback or ``metrics_host``; 0 switches it off.

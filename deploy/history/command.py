@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from deploy.history.check import Finding, check
 from deploy.history.reading import read, read_submits
-from shared.artifacts import open_store
 from shared.errors import BusUnavailable, GenfleetError
 from shared.nats_bus import connect
 from shared.settings import Settings, load
+from shared.stores import open_artifacts
 from shared.telemetry import configure
 
 #: Bounds on connecting, and on reading everything.
@@ -34,7 +34,7 @@ async def report(settings: Settings, submits: Path | None, *, at_rest: bool, con
         raise BusUnavailable(f"no broker that takes us answers at {settings.nats_url}") from error
     try:
         async with asyncio.timeout(READ_S):
-            snapshot = await read(bus, open_store(settings.artifacts), contents=contents)
+            snapshot = await read(bus, open_artifacts(settings), contents=contents)
     finally:
         await bus.close()
     found = check(snapshot, promised, at_rest=at_rest)

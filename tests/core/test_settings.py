@@ -139,7 +139,7 @@ def test_an_option_wins_over_all_and_is_named_when_it_is_wrong() -> None:
 
 def test_the_documentation_names_every_setting_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(GENFLEET_[A-Z_]+)` \| (?:`(.*?)`)? ?\| \S", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(GENFLEET_[A-Z0-9_]+)` \| (?:`(.*?)`)? ?\| \S", page, re.MULTILINE)
     defaults = Settings()
     shown = {name: getattr(defaults, name) for name in Settings.__struct_fields__}
     assert dict(rows) == {variable(name): "" if value in ("", None) else str(value) for name, value in shown.items()}
