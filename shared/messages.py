@@ -439,13 +439,17 @@ class WorkerControl(Message, frozen=True, kw_only=True, tag="worker_control"):
 
 
 class TenantLimits(Message, frozen=True, kw_only=True, tag="tenant_limits"):
-    """What a tenant may have: its share's weight, and how many jobs may wait and be at workers at once (None: no limit
-    of its own; 0: none). Bucket ``control``, key ``tenant.<tenant>``."""
+    """What a tenant may have: its share's weight, how many jobs may wait and be at workers at once, how many it may
+    submit per second and at once (``burst``), and how many bytes may be kept of it. None: no limit of its own, so the
+    settings'; 0: none. Bucket ``control``, key ``tenant.<tenant>``."""
 
     tenant: str
     weight: Weight = 1.0
     max_queued: int | None = None
     max_running: int | None = None
+    submits_per_s: float | None = None
+    burst: int | None = None
+    max_stored_bytes: int | None = None
     by: str = ""
     at: float = 0.0
 
@@ -587,6 +591,25 @@ class WebhookSecret(Message, frozen=True, kw_only=True, tag="webhook_secret"):
     version: int
     by: str = ""
     at: float = 0.0
+
+
+# --- gateways among themselves -----------------------------------------------------------------------------------
+
+
+class GatewayLease(Message, frozen=True, kw_only=True, tag="gateway"):
+    """A gateway's sign of life in the bucket ``gateways`` under its name: each enforces its part of tenants' rates.
+    ``beat`` grows with every renewal."""
+
+    gateway: str
+    beat: int
+    lease_s: float
+
+
+class KeptInput(Message, frozen=True, kw_only=True, tag="kept_input"):
+    """A tenant's input file was stored, or is in use again, so many bytes: bucket ``uploads``, key
+    ``<tenant>.<sha256>``. Until its job's record says so too, or the sweep has removed it, this is what counts it."""
+
+    size: int
 
 
 # --- assignment, orders, results, progress ---------------------------------------------------------------------
@@ -735,6 +758,8 @@ BusMessage = (
     | TenantLimits
     | WorkerQuarantine
     | TenantUsage
+    | GatewayLease
+    | KeptInput
     | Delivery
     | WebhookSecret
     | ApiKey
