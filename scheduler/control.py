@@ -50,7 +50,8 @@ def learn_control(state: CoreState, control: Control) -> None:
             tenant = state.shares.tenant(name)
             if not state.ready:
                 tenant.used *= tenant.weight / weight
-            tenant.weight, tenant.max_running = weight, max_running
+            tenant.weight = weight
+            tenant.max_running = state.times.max_running if max_running is None else max_running
             state.turn(tenant)
         case WorkerQuarantine(worker=name, failures=failures, rest_s=rest_s):
             known = state.bars.get(name)

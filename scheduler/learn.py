@@ -151,7 +151,7 @@ def forget_all(state: CoreState, stream: Stream) -> None:
             for worker in state.workers.values():
                 apply_bar(state, worker)
             for tenant in state.shares.tenants.values():
-                tenant.weight, tenant.max_running = 1.0, None
+                tenant.weight, tenant.max_running = 1.0, state.times.max_running
                 state.turn(tenant)
             state.rematch.update(dict.fromkeys(state.workers))
         case Stream.MODELS:

@@ -73,6 +73,7 @@ class Times(Struct, frozen=True, kw_only=True):
         backoff_s, backoff_max_s: rest of a job after its first failed attempt, doubled after each further one.
         quarantine_after: attempts that fail in a row at a worker until it gets no more.
         quarantine_s, quarantine_max_s: until it gets one on probation; doubled each time that it fails again.
+        max_running: jobs at workers of a tenant that has no such limit of its own; None: as many as there are.
     """
 
     lease_s: float = 6.0
@@ -101,6 +102,7 @@ class Times(Struct, frozen=True, kw_only=True):
     quarantine_after: int = 3
     quarantine_s: float = 60.0
     quarantine_max_s: float = 960.0
+    max_running: int | None = None
 
 
 class Why(StrEnum):

@@ -45,6 +45,7 @@ class Shares:
         found = self.tenants.get(name)
         if found is None:
             found = self.tenants[name] = Tenant(name)
+            found.max_running = self._times.max_running
             found.unsaved = True  # so that every tenant there ever was is written down
         return found
 

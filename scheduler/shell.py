@@ -59,7 +59,7 @@ _LOG = log(__name__)
 
 
 def times_of(settings: Settings) -> Times:
-    """The core's durations, as the settings give them."""
+    """The core's durations and limits, as the settings give them."""
     return Times(
         lease_s=settings.lease_s,
         ageing_s=settings.ageing_s,
@@ -68,6 +68,7 @@ def times_of(settings: Settings) -> Times:
         backoff_s=settings.backoff_s,
         quarantine_after=settings.quarantine_after,
         quarantine_s=settings.quarantine_s,
+        max_running=settings.limit_running or None,
     )
 
 

@@ -120,6 +120,17 @@ def test_a_limit_of_none_running_lets_nothing_run_and_a_higher_one_does() -> Non
     assert want(core, TenantLimits(tenant="a", max_running=1)) == [write("a1", to("w1"), since_s=100.0)]
 
 
+def test_a_tenant_without_a_limit_of_its_own_has_that_of_the_settings() -> None:
+    core = Core(Times(max_running=1))
+    core.lease(capacity=3)
+    assert core.seen(job("a1", revision=1, tenant="a")) == [write("a1", to("w1"))]
+    assert core.seen(job("a2", revision=2, tenant="a")) == []
+    assert want(core, TenantLimits(tenant="a", max_running=2)) == [write("a2", to("w1"), revision=2)]
+    assert core.seen(job("a3", revision=3, tenant="a")) == []
+    assert want(core, TenantLimits(tenant="a", max_running=None)) == []
+    assert core.won(job("a1", revision=4, tenant="a", state=State.SUCCEEDED)) == []
+
+
 def test_a_limit_is_kept_over_all_queues_of_a_tenant() -> None:
     core = Core()
     want(core, TenantLimits(tenant="a", max_running=1))
