@@ -35,15 +35,18 @@ class Operators:
     Attributes:
         queue: whether the queue is held, and why.
         workers, tenants, quarantines: by name, what is not as usual.
+        generation: another number whenever any of these changes.
     """
 
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock
         self._revisions: dict[str, int] = {}
+        self.generation = 0
         self._forget_all()
 
     def _forget_all(self) -> None:
+        self.generation += 1
         self.queue = QueueControl()
         self.workers: dict[str, WorkerControl] = {}
         self.tenants: dict[str, TenantLimits] = {}
@@ -80,6 +83,7 @@ class Operators:
             _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
             return
         self._revisions[entry.key] = entry.revision
+        self.generation += 1
         match control:
             case QueueControl():
                 self.queue = control

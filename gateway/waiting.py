@@ -5,20 +5,21 @@ such estimates were off of late (see ``estimates``).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gateway.estimates import Estimates, Scores, Starts
-from gateway.fleet import Fleet
+from gateway.fleet import GOOD_FOR_S, Fleet
 from gateway.index import QueueIndex
 from gateway.memory import has_room, too_large
 from gateway.operators import Operators
 from gateway.resolve import fits
 from gateway.schema import QueueView
 from shared.clock import Clock
+from shared.fit import largest_volume, part, volume
 from shared.messages import TERMINAL, JobRecord, Parallel, Progress, Reason, State, WorkerLease
-from shared.pace import kind_of
+from shared.pace import Kind, kind_of
 from shared.settings import Settings
 
 #: Returns to the queue after which a job does not rest.
@@ -37,6 +38,7 @@ _SAMPLE_EVERY_S = 0.25
 _SAMPLES_KEPT = 2_000
 #: How long the starts that were computed for a queue are gone by.
 _STARTS_S = 0.5
+_SHAPES_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,21 @@ class _Errors:
     def __init__(self) -> None:
         self.start = Scores()
         self.end = Scores()
+
+
+@dataclass(frozen=True, slots=True)
+class _Able:
+    """The workers that could take jobs of one shape; ``why`` and ``message`` if none can (then, for want of memory, those
+    that offer the layout)."""
+
+    until: float
+    generation: tuple[int, int]
+    workers: tuple[str, ...]
+    leases: list[WorkerLease]
+    #: How many of them are of each kind.
+    kinds: Counter[Kind]
+    why: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,7 @@ class Waiting:
         self._sampled = 0.0
         self._errors: defaultdict[str, _Errors] = defaultdict(_Errors)
         self._starts: dict[tuple[str, tuple[str, ...]], _Computed] = {}
+        self._shapes: dict[tuple[str, Parallel, float], _Able] = {}
 
     def view(self, record: JobRecord) -> QueueView:
         """A queued job's place among those of its model, why it waits there, and when a worker may take it.
@@ -103,7 +121,12 @@ class Waiting:
         work that is done brings the job nearer.
         """
         ahead = self.ahead(record)
-        able, why, message = self._able(record)
+        able = self._able(record)
+        why, message = self._why(record)
+        if not why:
+            why, message = able.why, able.message
+            if why == "memory":
+                message = too_large(self._fleet.models[record.request.model], record.request, able.leases)
         if not why:
             why, message = ("next", "") if ahead == 0 else ("jobs_ahead", f"{ahead} of this model go before it")
         guess = self._guess(record, ahead, able) if why in ("next", "jobs_ahead") else None
@@ -136,28 +159,62 @@ class Waiting:
         )
         return own + sum(others)
 
-    def _able(self, record: JobRecord) -> tuple[list[WorkerLease], str, str]:
-        """The workers that could take the job, and what holds it back, if it is not other jobs."""
+    def _able(self, record: JobRecord) -> _Able:
+        """The workers that could take the job. Remembered for its shape: there may be hundreds of workers."""
         request, fleet = record.request, self._fleet
+        card = fleet.models.get(request.model)
+        share = 1.0 if card is None else part(volume(request), largest_volume(card))
+        shape = request.model, request.parallel, share
+        now, generation = self._clock.monotonic(), (fleet.generation, self._operators.generation)
+        known = self._shapes.get(shape)
+        if known is not None and known.generation == generation and now < known.until:
+            return known
         serving = fleet.serving(request.model)
         offering = [lease for lease in serving if _offers(request.parallel, lease)]
-        card = fleet.models.get(request.model)
         roomy = [lease for lease in offering if has_room(card, request, lease)]
-        able = [lease for lease in roomy if self._operators.takes_jobs(lease.worker)]
-        why, message = self._why(record, serving)
-        if not why and serving and not offering:
-            why, message = "layout_unavailable", "no worker offers the layout that was asked for"
-        if not why and offering and not roomy and card is not None:
-            why, message = "memory", too_large(card, request, offering)
-        if not why and not able:
-            drained = all(self._operators.drained(lease.worker) for lease in roomy)
-            why = "workers_drained" if drained else "workers_quarantined"
-            all_of_them = f"every worker that serves {request.model}"
-            message = f"{all_of_them} is drained" if drained else f"{all_of_them} has failed too often or is drained"
-        return able, why, message
+        leases = [lease for lease in roomy if self._operators.takes_jobs(lease.worker)]
+        why, message = self._unable(record, serving, offering, roomy, leases)
+        made = _Able(
+            until=now + GOOD_FOR_S,
+            generation=generation,
+            workers=tuple(lease.worker for lease in leases),
+            leases=offering if why == "memory" else leases,
+            kinds=Counter(kind_of(lease) for lease in leases),
+            why=why,
+            message=message,
+        )
+        if len(self._shapes) > _SHAPES_REMEMBERED:
+            self._shapes.clear()
+        self._shapes[shape] = made
+        return made
 
-    def _why(self, record: JobRecord, serving: list[WorkerLease]) -> tuple[str, str]:
-        model = record.request.model
+    def _unable(
+        self,
+        record: JobRecord,
+        serving: list[WorkerLease],
+        offering: list[WorkerLease],
+        roomy: list[WorkerLease],
+        able: list[WorkerLease],
+    ) -> tuple[str, str]:
+        """What keeps every worker from taking the job, if something does."""
+        request = record.request
+        if not serving:
+            if self._fleet.starting(request.model):
+                return "worker_starting", "a worker is loading"
+            return "no_worker", f"no worker serves {request.model}"
+        if not offering:
+            return "layout_unavailable", "no worker offers the layout that was asked for"
+        if not roomy:
+            return "memory", ""
+        if not able:
+            all_of_them = f"every worker that serves {request.model}"
+            if all(self._operators.drained(lease.worker) for lease in roomy):
+                return "workers_drained", f"{all_of_them} is drained"
+            return "workers_quarantined", f"{all_of_them} has failed too often or is drained"
+        return "", ""
+
+    def _why(self, record: JobRecord) -> tuple[str, str]:
+        """What holds the job back that is not its shape, if something does."""
         operators = self._operators
         if operators.queue.held:
             return "held", operators.queue.reason or "the queue is held"
@@ -167,10 +224,6 @@ class Waiting:
         rest_s = self._rest_s(record)
         if rest_s > 0:
             return "backing_off", f"tried again in {rest_s:.0f} s, after {record.attempts} failed attempts"
-        if not serving:
-            if self._fleet.starting(model):
-                return "worker_starting", "a worker is loading"
-            return "no_worker", f"no worker serves {model}"
         return "", ""
 
     def _rest_s(self, record: JobRecord) -> float:
@@ -181,20 +234,21 @@ class Waiting:
 
     # --- when --------------------------------------------------------------------------------------------------------
 
-    def _guess(self, record: JobRecord, ahead: int, able: list[WorkerLease]) -> Guess | None:
+    def _guess(self, record: JobRecord, ahead: int, able: _Able) -> Guess | None:
         now, model = self._clock.monotonic(), record.request.model
-        key = model, tuple(lease.worker for lease in able)
+        key = model, able.workers
         known = self._starts.get(key)
         if known is None or now - known.at >= _STARTS_S:
             if len(self._starts) > 256:
                 self._starts.clear()
-            known = self._compute(model, able, now)
+            known = self._compute(model, able.leases, now)
             if known is None:
                 return None
             self._starts[key] = known
-        takes = [self._estimates.takes_s(record, kind_of(lease)) for lease in able]
-        measured = [seconds for seconds in takes if seconds is not None]
-        takes_s = sum(measured) / len(measured) if measured else known.each_s
+        takes = [(self._estimates.takes_s(record, kind), count) for kind, count in able.kinds.items()]
+        measured = [(seconds, count) for seconds, count in takes if seconds is not None]
+        workers = sum(count for _, count in measured)
+        takes_s = sum(seconds * count for seconds, count in measured) / workers if workers else known.each_s
         eta_s = max(0.0, known.starts.at(ahead) - (now - known.at))
         return Guess(at=now, eta_s=eta_s, end_s=eta_s + takes_s, each_s=known.each_s)
 
@@ -247,8 +301,8 @@ class Waiting:
 
     def remember(self, record: JobRecord) -> Guess | None:
         """Estimate when a queued job starts, and compare it with what comes."""
-        able, why, _ = self._able(record)
-        guess = None if why else self._guess(record, self.ahead(record), able)
+        able = self._able(record)
+        guess = None if able.why or self._why(record)[0] else self._guess(record, self.ahead(record), able)
         if guess is not None and len(self._guesses) < _SAMPLES_KEPT:
             self._guesses[record.id] = guess
         return guess
