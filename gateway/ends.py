@@ -35,15 +35,13 @@ async def ended(gateway: Gateway, record: JobRecord, timeout_s: float) -> JobRec
 
 
 async def ended_or_left(gateway: Gateway, record: JobRecord, request: AnyRequest, timeout_s: float) -> JobRecord | None:
-    """As ``ended``; None, and the job cancelled, if the client goes away first. The request's body has been read."""
+    """As ``ended``; None if the client goes away first, which is nothing to the job. The request's body has been
+    read."""
     waiting = asyncio.ensure_future(ended(gateway, record, timeout_s))
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return await waiting
-        await gateway.changes.cancel(record.id, record.tenant)
-        return None
+        return await waiting if waiting.done() else None
     finally:
         waiting.cancel()
         leaving.cancel()

@@ -32,6 +32,8 @@ def adapted(body: SubmitBody, card: ModelCard, offers: Iterable[Offer]) -> Submi
         steps=_integer(body.steps, card.steps),
         guidance_scale=_number(body.guidance_scale, card.guidance_scale),
         shift=_number(body.shift, card.shift),
+        clip_len=None if card.clip_len is None else _integer(body.clip_len, card.clip_len),
+        overlap=None if card.overlap is None else _integer(body.overlap, card.overlap),
         solver=body.solver if body.solver in card.solvers else None,
         parallel=body.parallel if served else ParallelBody(),
     )

@@ -77,6 +77,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     refuses: type[Struct] = ProblemDetails
     #: The path's and the query's parameters that are plain text, by name and meaning.
     words: tuple[tuple[str, str], ...] = ()
+    #: It makes jobs: takes the headers ``Idempotency-Key`` and ``Prefer``.
+    makes_jobs: bool = False
 
 
 def _ref(kind: type[Struct]) -> Json:

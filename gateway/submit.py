@@ -97,17 +97,20 @@ class Submissions:
         *,
         wishes: bool = False,
         again: bool = False,
+        once: bool = False,
     ) -> JobRecord:
         """The job that this submit made, or made before under the same key.
 
         Args:
             uploads: files by field; they replace the body's references of the same names.
             again: the client says that it sends this once more: without a key the job that it made lately is the one.
+            once: the key names one job for ever: a second submit under it is refused, the same payload or not.
             wishes: what the model cannot do is moved to the nearest that it can, see ``gateway.nearest``.
             stack: ends with the request; holds temporary files.
 
         Raises:
-            Problem: 422, 429, 503 (with the id that the job would have), or 410 (the key's job was deleted).
+            Problem: 422, 429, 503 (with the id that the job would have), 410 (the key's job was deleted), or 409
+                (``once``, and there is one).
             InvalidRequest: a field cannot be served.
         """
         job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
@@ -119,23 +122,33 @@ class Submissions:
         if key is not None and (self._live.known(job) is not None or self._live.retained.may_hold(job)):
             # An archived job leaves no trace in the bucket that the create would meet.
             try:
-                return await self._earlier(job, tenant, digest)
+                earlier = await self._earlier(job, tenant, digest)
             except Problem as problem:
                 if problem.status != 404:
-                    raise
+                    raise _taken(job) if once and problem.status == 422 else problem from None
+            else:
+                if once:
+                    raise _taken(job)
+                return earlier
         try:
             record = self._record(job, tenant, body, inputs, digest, wishes)
             self._admission.check(tenant)
         except (Problem, InvalidRequest):
             # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
-            earlier = await self._peek(job, tenant, digest) if key is not None else None
-            if earlier is None:
+            found = await self._peek(job, tenant, digest) if key is not None and not once else None
+            if found is None:
                 raise
-            return earlier
+            return found
         for upload in uploads.values():
             await upload.store(self._artifacts, tenant)
         with about(job, 0):
-            return await self._create(record)
+            try:
+                made = await self._create(record)
+            except Problem as problem:
+                raise _taken(job) if once and problem.status == 422 else problem from None
+        if once and not is_own_write(record, made):
+            raise _taken(job)
+        return made
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
         """A new job with the request of one that has ended: a job itself ends exactly once.
@@ -400,6 +413,10 @@ def _payload_hash(body: SubmitBody, inputs: dict[str, Input]) -> str:
     given = {name: value for name, value in asdict(body).items() if value is not None and name not in FILES}
     files = {name: given_file.sha256 or given_file.url for name, given_file in inputs.items()}
     return hashlib.sha256(msgspec.json.encode({"fields": given, "files": files}, order="sorted")).hexdigest()
+
+
+def _taken(job: str) -> Problem:
+    return Problem(409, "there is a job of that name already", job=job)
 
 
 def _other_payload() -> Problem:

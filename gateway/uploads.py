@@ -155,12 +155,14 @@ async def read_form(
     files: frozenset[str],
     stack: ExitStack,
     several: Mapping[str, int] = MappingProxyType({}),
+    by_filename: frozenset[str] = frozenset(),
 ) -> Form:
     """A multipart body; its files lie in temporary files until ``stack`` is closed.
 
     Args:
         files: names of the fields that are files.
         several: of these, those that may be sent so many times; their files are ``<field>.0``, ``<field>.1``, ….
+        by_filename: of these, those that a part is whose file is named so, whatever the part itself is named.
 
     Raises:
         Problem: 400, 413 or 422.
@@ -177,7 +179,7 @@ async def read_form(
                 for event in parser.parse(chunk):
                     match event:
                         case MultipartSegment():
-                            part = _Part.begin(event, files, several, form, stack)
+                            part = _Part.begin(event, files, several, by_filename, form, stack)
                         case None:
                             assert part is not None
                             part.end(form)
@@ -210,10 +212,11 @@ class _Part:
         segment: MultipartSegment,
         files: frozenset[str],
         several: Mapping[str, int],
+        by_filename: frozenset[str],
         form: Form,
         stack: ExitStack,
     ) -> _Part:
-        name = segment.name or ""
+        name = (segment.filename if segment.filename in by_filename else segment.name) or ""
         if name in several and segment.filename is not None:
             index = sum(other.startswith(f"{name}.") for other in form.files)
             if index >= several[name]:

@@ -116,7 +116,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     #: Where clients reach the gateway, for the URLs that it gives out; empty: the address that it listens on.
     public_url: str = ""
     #: The APIs of other services that are answered beside the native one.
-    dialects: str = "multigpu,wan-api,hidream,openai"
+    dialects: str = "multigpu,wan-api,hidream,animate,turbodiffusion,openai"
     #: The models of jobs that come by them and name none; empty: as ``default_model``.
     multigpu_model: str = ""
     wan_api_model: str = ""

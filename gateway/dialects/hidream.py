@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.wan_api import STATUS
-from gateway.dialects.words import Seed, ended_at, fraction, iso, why
+from gateway.dialects.words import JobOptions, Seed, ended_at, fraction, iso, why
 from gateway.openapi import Operation
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem, not_found
@@ -24,7 +24,7 @@ from shared.messages import State
 FIELDS = {"size": "resolution", "steps": "num_inference_steps", "n": "num_images_per_prompt"}
 
 
-class HidreamSubmit(Struct, kw_only=True):
+class HidreamSubmit(JobOptions, kw_only=True):
     """``POST /submit`` for pictures."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=4000)]
@@ -59,7 +59,7 @@ class HidreamStatus(Struct, kw_only=True, rename={"request_id": "requestId"}):
 
 def to_body(asked: HidreamSubmit, model: str | None) -> SubmitBody:
     """Their request as ours."""
-    return SubmitBody(
+    body = SubmitBody(
         model=model,
         task="text-to-image",
         prompt=asked.prompt,
@@ -70,6 +70,7 @@ def to_body(asked: HidreamSubmit, model: str | None) -> SubmitBody:
         n=asked.num_images_per_prompt,
         seed=asked.seed,
     )
+    return asked.on(body)
 
 
 def status_of(view: JobView, base: str) -> HidreamStatus:

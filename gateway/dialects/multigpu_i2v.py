@@ -16,6 +16,7 @@ from gateway.auth import tenant_of
 from gateway.dialects.words import Acceleration, Seed, Size, Url, fraction, naming, size, updated_at, why
 from gateway.openapi import Operation
 from gateway.parts import AnyRequest, answer, gateway_of
+from gateway.prefer import waited
 from gateway.problems import not_found
 from gateway.routes.outputs import served
 from gateway.schema import JobView, SubmitBody
@@ -93,7 +94,7 @@ _request_id = msgspec.json.Decoder(MultigpuRequest)
 
 def to_body(asked: MultigpuSubmit, model: str | None) -> SubmitBody:
     """Their request as ours."""
-    return SubmitBody(
+    body = SubmitBody(
         model=model,
         task="image-to-video",
         prompt=asked.prompt,
@@ -109,6 +110,7 @@ def to_body(asked: MultigpuSubmit, model: str | None) -> SubmitBody:
         parallel=asked.parallel(),
         cache=asked.cache(),
     )
+    return asked.on(body)
 
 
 def status_of(view: JobView) -> MultigpuStatus:
@@ -136,7 +138,8 @@ async def submit(request: AnyRequest) -> Response[bytes]:
         asked = await read_json(request, _submit, gateway.settings.max_json_bytes)
         body = to_body(asked, gateway.settings.multigpu_model or None)
         record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, wishes=True)
-    return answer(MultigpuRequest(request_id=record.id), 202)
+    record, applied = await waited(gateway, request, record)
+    return answer(MultigpuRequest(request_id=record.id), 202, applied)
 
 
 @post("/video/status", status_code=200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.dialects import health, hidream, multigpu_i2v, submit_paths, wan_api
+from gateway.dialects import animate_routes, health, hidream, multigpu_i2v, submit_paths, turbodiffusion, wan_api
 from gateway.dialects.openai import images, videos
 from gateway.openapi import Operation
 from shared.errors import SettingsError
@@ -16,6 +16,8 @@ _MODULES: dict[str, tuple[Any, ...]] = {
     "multigpu": (multigpu_i2v, health),
     "wan-api": (wan_api, submit_paths, health),
     "hidream": (hidream, submit_paths, health),
+    "animate": (animate_routes,),
+    "turbodiffusion": (turbodiffusion,),
     "openai": (videos, images),
 }
 

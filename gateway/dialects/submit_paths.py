@@ -21,6 +21,7 @@ from gateway.dialects.words import naming
 from gateway.fleet import mean_step_s
 from gateway.openapi import Operation
 from gateway.parts import AnyRequest, Gateway, answer, answer_many, gateway_of
+from gateway.prefer import waited
 from gateway.problems import FieldError, Problem, invalid
 from gateway.uploads import decode_json, invalid_value, read_body
 from shared.errors import InvalidRequest
@@ -41,7 +42,8 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     body = await read_body(request, gateway.settings.max_json_bytes)
     with ExitStack() as stack:
         record = await _make(gateway, tenant, body, decode_json(body, _fields), key, stack)
-    return answer(_submitted(gateway, record))
+    record, applied = await waited(gateway, request, record)
+    return answer(_submitted(gateway, record), headers=applied)
 
 
 @post("/batch_submit", status_code=200)

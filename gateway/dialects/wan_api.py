@@ -139,7 +139,7 @@ def to_body(asked: WanSubmit, model: str | None) -> SubmitBody:
     if asked.infer_steps is not None and asked.sample_steps not in (None, asked.infer_steps):
         raise InvalidRequest("infer_steps is given too, and differs", "sample_steps")
     pictured = asked.image_url is not None or asked.image_path is not None
-    return SubmitBody(
+    body = SubmitBody(
         model=model,
         task="image-to-video" if pictured else "text-to-video",
         prompt=asked.prompt,
@@ -155,6 +155,7 @@ def to_body(asked: WanSubmit, model: str | None) -> SubmitBody:
         parallel=asked.parallel(),
         cache=asked.cache(),
     )
+    return asked.on(body)
 
 
 async def picture(asked: WanSubmit, tenant: str, gateway: Gateway, stack: ExitStack) -> dict[str, Upload]:

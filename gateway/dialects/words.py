@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from gateway.problems import FieldError, Problem
-from gateway.schema import CacheBody, JobView, ParallelBody
+from gateway.schema import CacheBody, JobView, Metadata, ParallelBody, Priority, Seconds, SubmitBody, Word
 from shared.errors import InvalidRequest
 from shared.messages import State
 
@@ -22,7 +23,22 @@ Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Url = Annotated[str, Meta(pattern=r"^https?://", max_length=2048)]
 
 
-class Acceleration(Struct, kw_only=True):
+class JobOptions(Struct, kw_only=True):
+    """What every dialect takes of the native API beside its own fields."""
+
+    output_format: Word | None = None
+    priority: Priority | None = None
+    start_deadline_s: Seconds | None = None
+    run_timeout_s: Seconds | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=20)] | None = None
+    metadata: Metadata = {}
+
+    def on(self, body: SubmitBody) -> SubmitBody:
+        """The request with them."""
+        return replace(body, **{name: getattr(self, name) for name in JobOptions.__struct_fields__})
+
+
+class Acceleration(JobOptions, kw_only=True):
     """Layout and attention cache in the words of the Wan services; a degree that is left out is the pool's choice."""
 
     vae_parallel: bool | None = None

@@ -14,6 +14,7 @@ from gateway import ids, lists
 from gateway.auth import tenant_of
 from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, encoded, gateway_of
+from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
 from gateway.schema import JobList, PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
@@ -44,13 +45,15 @@ def json_submits(app: ASGIApp) -> ASGIApp:
         body = await read_json(request, _submit, gateway.settings.max_json_bytes)
         with ExitStack() as stack:
             record = await _submitted(request, body, {}, stack)
+        record, more = await waited(gateway, request, record)
         content = encoded(gateway.live.view(record))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
             (b"location", f"/v1/jobs/{record.id}".encode()),
+            *((name.lower().encode(), value.encode()) for name, value in more.items()),
         ]
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.start", "status": _made(record, more), "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
     return take
@@ -63,7 +66,18 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     with ExitStack() as stack:
         form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
         record = await _submitted(request, body_of(form), form.files, stack)
-    return answer(gateway.live.view(record), 202, {"Location": f"/v1/jobs/{record.id}"})
+    return await _answer(request, record)
+
+
+async def _answer(request: AnyRequest, record: JobRecord) -> Response[bytes]:
+    gateway = gateway_of(request)
+    record, more = await waited(gateway, request, record)
+    return answer(gateway.live.view(record), _made(record, more), {"Location": f"/v1/jobs/{record.id}", **more})
+
+
+def _made(record: JobRecord, applied: dict[str, str]) -> int:
+    """202: the job is made; 200: who waited for it sees its end."""
+    return 200 if applied and record.state in TERMINAL else 202
 
 
 async def _submitted(request: AnyRequest, body: SubmitBody, uploads: dict[str, Upload], stack: ExitStack) -> JobRecord:
@@ -145,7 +159,7 @@ async def retry(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     gateway = gateway_of(request)
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
     record = await gateway.submissions.retry(ids.parse(job_id), tenant_of(request), key)
-    return answer(gateway.live.view(record), 202, {"Location": f"/v1/jobs/{record.id}"})
+    return await _answer(request, record)
 
 
 @patch("/v1/jobs/{job_id:str}")

@@ -124,6 +124,7 @@ async def generate(request: AnyRequest) -> Response[bytes] | Stream:
         record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, again=again)
     found = await ended_or_left(gateway, record, request, _WAIT_S)
     if found is None:
+        await gateway.changes.cancel(record.id, record.tenant)
         return Response(b"", status_code=499)
     made = _succeeded(found)
     if asked.stream:
