@@ -61,8 +61,8 @@ class _Errors:
 
 @dataclass(frozen=True, slots=True)
 class _Able:
-    """The workers that could take jobs of one shape; ``why`` and ``message`` if none can (then, for want of memory, those
-    that offer the layout)."""
+    """The workers that could take jobs of one shape; ``why`` and ``message`` if none can. Where they want memory, those
+    that offer the layout."""
 
     until: float
     generation: tuple[int, int]

@@ -2,8 +2,8 @@
 a rate limit per tenant and every field checked. Written as those projects' documentation advises for speed: pydantic
 models, one connection pool, JSON messages, a result backend that knows a task's state.
 
-``BASELINE_STYLE``: ``threads`` (a plain function, which the framework runs in its thread pool, as blocking calls should
-be) or ``inline`` (the blocking call on the event loop: quicker on an idle broker, and blocks all requests on a slow one).
+``BASELINE_STYLE``: ``threads`` (a plain function, which the framework runs in its thread pool, as blocking calls
+should be) or ``inline`` (the blocking call on the event loop: quicker on an idle broker, and a slow one blocks all).
 
 Started by ``tests.bench.baseline.stand`` under gunicorn, in a virtual environment of its own.
 """
