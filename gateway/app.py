@@ -11,6 +11,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from gateway import folders, problems
+from gateway.access import Access
 from gateway.admission import Admission
 from gateway.auth import secret_of
 from gateway.changes import Changes
@@ -18,7 +19,8 @@ from gateway.dialects import registry
 from gateway.exposure import Exposure
 from gateway.live import Live
 from gateway.metrics import Metrics
-from gateway.openapi import document
+from gateway.openapi import operations
+from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
 from gateway.routes import events, fleet, health, jobs, operators, outputs
 from gateway.submit import Submissions
@@ -38,32 +40,37 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
     """
     dialects = registry.enabled(settings.dialects)
     name = f"gateway-{secrets.token_hex(4)}"
-    live = Live(bus, settings, clock)
+    secret = secret_of(settings)
+    access = Access(bus, settings, clock, secret)
+    live = Live(bus, settings, clock, access.follows)
     admission = Admission(bus, live, settings, clock)
     metrics = Metrics(live, bus)
     gateway = Gateway(
         bus=bus,
         artifacts=artifacts,
         settings=settings,
-        secret=secret_of(settings),
+        secret=secret,
+        access=access,
         live=live,
         admission=admission,
         submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),
         changes=Changes(bus, artifacts, live, clock, name),
         metrics=metrics,
         folders=folders.roots(settings.input_folders),
-        openapi=document(VERSION, registry.operations(dialects)),
+        openapi=document(VERSION, (*operations(), *registry.operations(dialects))),
     )
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         live.start()
+        access.start()
         watching = asyncio.create_task(admission.watch())
         try:
             yield
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+            await access.stop()
             await live.stop()
 
     app = Litestar(
@@ -78,7 +85,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         ],
         lifespan=[lifespan],
         state=State({"gateway": gateway}),
-        middleware=[metrics.middleware],
+        middleware=[metrics.middleware, access.identity.middleware],
         exception_handlers=problems.HANDLERS,
         # Our own document says more of the truth than the one that the framework derives: see ``gateway.openapi``.
         openapi_config=None,

@@ -53,13 +53,20 @@ class Known:
 
 
 class Live:
-    """The view. ``start`` its followers, ``stop`` them."""
+    """The view. ``start`` its followers, ``stop`` them.
 
-    def __init__(self, bus: Bus, settings: Settings, clock: Clock) -> None:
+    Args:
+        also: further buckets that are followed, and who takes what they bring; they are read before jobs are taken too.
+    """
+
+    def __init__(
+        self, bus: Bus, settings: Settings, clock: Clock, also: tuple[tuple[str, Callable[[Batch], None]], ...] = ()
+    ) -> None:
         self._bus = bus
+        self._also = also
         self._settings = settings
         self._clock = clock
-        self._following = Following(bus, clock, _NEEDED)
+        self._following = Following(bus, clock, _NEEDED | {name for name, _ in also})
         self.broker_clock = BrokerClock(clock)
         self.fleet = Fleet(bus, clock, self.broker_clock)
         self.streams = Streams()
@@ -86,6 +93,7 @@ class Live:
             (CONTROL.name, self.operators.on_control),
             (JOBS.name, self._on_jobs),
             (DELETED.name, self._on_deleted),
+            *self._also,
         )
         loops = [self._following.follow(name, take) for name, take in buckets]
         loops += [self._follow_archive(), self._heartbeats(), self._queue_news()]

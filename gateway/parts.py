@@ -10,7 +10,9 @@ import msgspec
 from litestar.connection import Request
 from litestar.response import Response
 
+from gateway.access import Access
 from gateway.admission import Admission
+from gateway.audit import Audit
 from gateway.changes import Changes
 from gateway.folders import Root
 from gateway.live import Live
@@ -39,6 +41,7 @@ class Gateway:
     settings: Settings
     #: What keys, links and signatures are derived from (``shared.secrets.derive``).
     secret: str
+    access: Access
     live: Live
     admission: Admission
     submissions: Submissions
@@ -48,6 +51,11 @@ class Gateway:
     folders: tuple[Root, ...]
     #: This API as an OpenAPI document.
     openapi: bytes
+
+    @property
+    def audit(self) -> Audit:
+        """What admins did."""
+        return self.access.audit
 
 
 def gateway_of(request: AnyRequest) -> Gateway:

@@ -9,6 +9,7 @@ from litestar import MediaType, get
 from litestar.params import FromPath
 from litestar.response import Response
 
+from gateway.auth import OPEN, Role, require
 from gateway.dialects import registry
 from gateway.dialects.wan_api import monitored
 from gateway.parts import VERSION, AnyRequest, answer, gateway_of
@@ -52,25 +53,25 @@ _START = """window.ui = SwaggerUIBundle({
 _POLICY = {"Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"}
 
 
-@get("/")
+@get("/", opt=OPEN)
 async def service() -> Response[bytes]:
     """Where to look further."""
     return answer(ServiceView(name="genfleet", version=VERSION, docs="/docs", jobs="/v1/jobs"))
 
 
-@get("/version")
+@get("/version", opt=OPEN)
 async def version() -> Response[bytes]:
     """Which genfleet this is."""
     return answer(VersionView(name="genfleet", version=VERSION))
 
 
-@get("/healthz")
+@get("/healthz", opt=OPEN)
 async def healthz() -> Response[bytes]:
     """The process answers."""
     return answer(HealthView(status="ok"))
 
 
-@get("/readyz")
+@get("/readyz", opt=OPEN)
 async def readyz(request: AnyRequest) -> Response[bytes]:
     """The process can take jobs: it has read the buckets, and the bus answers now."""
     gateway = gateway_of(request)
@@ -84,11 +85,16 @@ async def readyz(request: AnyRequest) -> Response[bytes]:
     return answer(HealthView(status="ok"))
 
 
-@get("/metrics")
+@get("/metrics", opt=OPEN)
 async def metrics(request: AnyRequest) -> Response[bytes]:
     """For Prometheus; for a client that wants JSON the few numbers that ``wan-api-server`` gives there."""
     gateway = gateway_of(request)
-    if _wants_json(request.headers.get("accept", "")) and "wan-api" in registry.enabled(gateway.settings.dialects):
+    as_json = _wants_json(request.headers.get("accept", "")) and "wan-api" in registry.enabled(
+        gateway.settings.dialects
+    )
+    if not gateway.settings.metrics_open:
+        require(request, Role.USER if as_json else Role.OPERATOR)
+    if as_json:
         return answer(monitored(gateway))
     page = gateway.metrics.page()
     return Response(page, media_type="text/plain; version=0.0.4")
@@ -99,19 +105,19 @@ def _wants_json(accept: str) -> bool:
     return "application/json" in kinds and not any(kind.startswith("text/") or "openmetrics" in kind for kind in kinds)
 
 
-@get("/openapi.json")
+@get("/openapi.json", opt=OPEN)
 async def openapi(request: AnyRequest) -> Response[bytes]:
     """This API as an OpenAPI 3.1 document."""
     return Response(gateway_of(request).openapi, media_type="application/json")
 
 
-@get("/docs", media_type=MediaType.HTML)
+@get("/docs", media_type=MediaType.HTML, opt=OPEN)
 async def docs() -> Response[bytes]:
     """This API for people."""
     return Response(_DOCS.encode(), media_type="text/html", headers=_POLICY)
 
 
-@get("/docs/{name:str}")
+@get("/docs/{name:str}", opt=OPEN)
 async def docs_file(name: FromPath[str]) -> Response[bytes]:
     """A part of that page."""
     if name == "start.js":
