@@ -15,7 +15,7 @@ from gateway.auth import tenant_of
 from gateway.dialects.animate import FIELDS, FILES, AnimateJob, AnimateStatus, plan, status_of
 from gateway.dialects.words import naming
 from gateway.ends import ended_or_left
-from gateway.openapi import Operation
+from gateway.openapi_writer import Multipart, Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, not_found
@@ -148,22 +148,6 @@ async def _found(gateway: Gateway, request: AnyRequest, name: str) -> JobRecord:
 
 HANDLERS = [submit, run, status, media]
 _WORDS = (("job_id", "the job's id, or the `job_id` that it was made with"),)
-_FORM = {
-    "allOf": [
-        {"$ref": "#/components/schemas/AnimateJob"},
-        {
-            "type": "object",
-            "properties": {name: {"type": "string", "contentMediaType": "application/octet-stream"} for name in FILES},
-        },
-    ]
-}
-_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {"schema": {"$ref": "#/components/schemas/AnimateJob"}},
-        "multipart/form-data": {"schema": _FORM},
-    },
-}
 OPERATIONS = (
     *(
         Operation(
@@ -172,8 +156,8 @@ OPERATIONS = (
             name=f"animate_{name}",
             tag="animate",
             summary=summary,
-            body=_BODY,
-            mentions=(AnimateJob,),
+            takes=AnimateJob,
+            form=Multipart(files=tuple(FILES)),
             answers={made: AnimateStatus},
             problems=(400, 409, 410, 413, 415, 422, 429, 503),
             makes_jobs=True,

@@ -7,7 +7,7 @@ from litestar.response import Response
 from msgspec import Struct
 
 from gateway.fleet import LOST
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from shared.messages import State, WorkerState
 

@@ -13,7 +13,7 @@ from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.wan_api import STATUS
 from gateway.dialects.words import JobOptions, Seed, ended_at, fraction, iso, why
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem, not_found
 from gateway.routes.outputs import served

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.words import Acceleration, Seed, Size, Url, fraction, naming, size, updated_at, why
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import not_found
@@ -179,6 +179,7 @@ OPERATIONS = (
         tag="multigpu",
         summary="Make a video of a picture.",
         takes=MultigpuSubmit,
+        makes_jobs=True,
         answers={202: MultigpuRequest},
         problems=(400, 410, 413, 415, 422, 429, 503),
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.dialects import animate_routes, health, hidream, multigpu_i2v, submit_paths, turbodiffusion, wan_api
 from gateway.dialects.openai import images, videos
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from shared.errors import SettingsError
 
 #: By the names of the setting ``dialects``, the modules with their routes (``HANDLERS``) and what is said of them

@@ -19,7 +19,7 @@ from gateway.dialects import hidream, wan_api
 from gateway.dialects.wan_api import TaskSubmitted
 from gateway.dialects.words import naming
 from gateway.fleet import mean_step_s
-from gateway.openapi import Operation
+from gateway.openapi_writer import KEY, Operation
 from gateway.parts import AnyRequest, Gateway, answer, answer_many, gateway_of
 from gateway.prefer import waited
 from gateway.problems import FieldError, Problem, invalid
@@ -149,6 +149,7 @@ OPERATIONS = (
         summary="Make a video (a body with one of its own fields) or pictures (any other).",
         body={"required": True, "content": {"application/json": {"schema": _EITHER}}},
         mentions=(wan_api.WanSubmit, hidream.HidreamSubmit),
+        makes_jobs=True,
         answers={200: TaskSubmitted},
         problems=(400, 410, 413, 415, 422, 429, 503),
     ),
@@ -172,6 +173,7 @@ OPERATIONS = (
             },
         },
         mentions=(hidream.HidreamBatch,),
+        parameters=(KEY,),
         answers={200: list[TaskSubmitted]},
         problems=(400, 410, 413, 415, 422, 429, 503),
     ),

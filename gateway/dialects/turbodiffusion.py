@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.words import JobOptions, Seed, naming, why
-from gateway.openapi import Operation
+from gateway.openapi_writer import Multipart, Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid
@@ -180,23 +180,6 @@ async def status(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
 
 
 HANDLERS = [submit, status]
-_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "allOf": [
-                    {"$ref": "#/components/schemas/TurboJob"},
-                    {
-                        "type": "object",
-                        "properties": {"image": {"type": "string", "contentMediaType": "application/octet-stream"}},
-                        "required": ["image"],
-                    },
-                ]
-            }
-        }
-    },
-}
 OPERATIONS = (
     Operation(
         method="post",
@@ -204,8 +187,8 @@ OPERATIONS = (
         name="turbodiffusion_submit",
         tag="turbodiffusion",
         summary="Make a video of a picture.",
-        body=_BODY,
-        mentions=(TurboJob,),
+        takes=TurboJob,
+        form=Multipart(files=("image",), needs=("image",), alone=True),
         answers={200: TurboSubmitted},
         problems=(400, 410, 413, 415, 422, 429, 503),
         makes_jobs=True,

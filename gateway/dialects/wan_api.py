@@ -16,7 +16,7 @@ from gateway import folders, ids, lists
 from gateway.auth import tenant_of
 from gateway.dialects.words import Acceleration, Seed, Size, Url, ended_at, fraction, size, updated_at, why
 from gateway.index import Filters
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import bus_down
 from gateway.schema import JobView, SubmitBody

@@ -18,7 +18,7 @@ from gateway.dialects.openai.errors import HANDLERS as ERRORS
 from gateway.dialects.openai.errors import OpenAIErrorBody
 from gateway.dialects.words import ended_at
 from gateway.ends import ended_or_left
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem
 from gateway.schema import SubmitBody

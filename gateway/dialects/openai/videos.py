@@ -19,7 +19,7 @@ from gateway.dialects.openai.errors import OpenAIErrorBody
 from gateway.dialects.words import ended_at, fraction, naming
 from gateway.ends import ended
 from gateway.index import Filters, Place
-from gateway.openapi import Operation
+from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem, invalid, not_found
 from gateway.resolve import nearest
