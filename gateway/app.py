@@ -22,12 +22,14 @@ from gateway.metrics import Metrics
 from gateway.openapi import operations
 from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
-from gateway.routes import events, fleet, health, jobs, operators, outputs
+from gateway.routes import audit, events, fleet, health, jobs, keys, operators, outputs, session
 from gateway.submit import Submissions
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.settings import Settings
+
+_OPERATIONS = (*keys.OPERATIONS, *session.OPERATIONS, *audit.OPERATIONS)
 
 
 def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock) -> Litestar:
@@ -57,7 +59,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         changes=Changes(bus, artifacts, live, clock, name),
         metrics=metrics,
         folders=folders.roots(settings.input_folders),
-        openapi=document(VERSION, (*operations(), *registry.operations(dialects))),
+        openapi=document(VERSION, (*operations(), *_OPERATIONS, *registry.operations(dialects))),
     )
 
     @asynccontextmanager
@@ -80,6 +82,9 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             *outputs.HANDLERS,
             *fleet.HANDLERS,
             *operators.HANDLERS,
+            *keys.HANDLERS,
+            *session.HANDLERS,
+            *audit.HANDLERS,
             *health.HANDLERS,
             *registry.handlers(dialects),
         ],

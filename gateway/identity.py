@@ -85,7 +85,7 @@ class Identity:
             if caller is not None:
                 identify(scope, caller)
             elif not is_open(scope):
-                raise self._refusal(said is not None)
+                raise self.refusal(tried=said is not None)
             await app(scope, receive, send)
 
         return known if self.needed else anybody
@@ -111,7 +111,8 @@ class Identity:
         scope.setdefault("state", {})[_SESSION] = session
         return session.caller
 
-    def _refusal(self, tried: bool) -> Problem:
+    def refusal(self, *, tried: bool) -> Problem:
+        """What is answered to somebody who is nobody; ``tried``: to be somebody."""
         if tried and not self._keys.read:
             return Problem(503, "still reading the keys; whose this is will be known soon", retry_after_s=1)
         return unauthorized(given=tried)

@@ -32,6 +32,7 @@ from shared.topology import KEYS, api_key, key_use, session_end
 _LOG = log(__name__)
 _Change = Callable[[float, ApiKey], ApiKey]
 
+_ID = re.compile(r"[0-9a-f]{16}")
 _TEXT = re.compile(r"gf_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 #: The id of the admin key of the settings.
 BOOTSTRAP = "bootstrap"
@@ -170,6 +171,15 @@ class Keys:
     def _used(self, known: _Known) -> float | None:
         return max(known.used_at, self._written.get(known.key.id, 0.0)) or None
 
+    def now(self) -> float:
+        """By the clock that keys' ends are judged by."""
+        return self._clock.wall()
+
+    def check(self, key: str) -> None:
+        """Raises ``Problem`` 404 unless there is such a key, or there may be."""
+        if self.read and (key == BOOTSTRAP or key not in self._known):
+            raise not_found("no such key")
+
     def fresh_id(self) -> str:
         """An id for a key that is to be."""
         return secrets.token_hex(8)
@@ -231,7 +241,7 @@ class Keys:
         bucket = self._bus.bucket(KEYS.name)
         try:
             for _ in range(_TRIES):
-                entry = await bucket.get(api_key(key)) if re.fullmatch(r"[0-9a-f]{16}", key) else None
+                entry = await bucket.get(api_key(key)) if _ID.fullmatch(key) else None
                 if entry is None or entry.value is None:
                     raise not_found("no such key")
                 old = decode(entry.value, ApiKey)
