@@ -31,6 +31,17 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
 
 
+def bracketed(values: Sequence[float], form: str) -> str:
+    """Median (least to most)."""
+    middle, low, high = spread(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def load() -> str:
+    """What else the machine did of late."""
+    return "load average of the machine at the end: " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

@@ -57,6 +57,11 @@ class ServiceProcess:
             time.sleep(0.005)
         return time.monotonic() - self.started
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def memory(self) -> int:
         """Resident bytes."""
         return int(psutil.Process(self._process.pid).memory_info().rss)
