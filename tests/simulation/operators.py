@@ -152,21 +152,21 @@ class Operating:
 
     def hold(self) -> None:
         """An operator holds the queue."""
-        self._tell(lambda gateway: gateway.live.operators.hold("maintenance"))
+        self._tell(lambda gateway: gateway.live.operators.hold("maintenance", "op"))
 
     def release(self) -> None:
         """An operator releases it."""
-        self._tell(lambda gateway: gateway.live.operators.release())
+        self._tell(lambda gateway: gateway.live.operators.release("op"))
 
     def drain(self) -> None:
         """An operator drains a worker."""
         worker = self._worker()
-        self._tell(lambda gateway: gateway.live.operators.drain(worker, "new driver", known=True))
+        self._tell(lambda gateway: gateway.live.operators.drain(worker, "new driver", "op"))
 
     def resume(self) -> None:
         """An operator resumes a worker, whatever a drain or a quarantine says."""
         worker = self._worker()
-        self._tell(lambda gateway: gateway.live.operators.resume(worker, known=True))
+        self._tell(lambda gateway: gateway.live.operators.resume(worker, "op"))
 
     def limit(self) -> None:
         """An operator gives a tenant other limits."""
@@ -186,7 +186,7 @@ class Operating:
         what = random.choice(("hold", "drain", "limit"))
         self.fleet.witness.note(f"stands {what}")
         if what == "hold":
-            await self._persist(lambda gateway: gateway.live.operators.hold("maintenance"), random)
+            await self._persist(lambda gateway: gateway.live.operators.hold("maintenance", "op"), random)
         elif what == "drain":
             for slot in random.sample(self.fleet.workers, len(self.fleet.workers) - 1):
                 await self._drain(slot.name.removeprefix("worker-"), random)
@@ -205,19 +205,19 @@ class Operating:
         await asyncio.sleep(_LATE_S)
 
     async def _drain(self, worker: str, random: Random) -> None:
-        await self._persist(lambda gateway: gateway.live.operators.drain(worker, "new driver", known=True), random)
+        await self._persist(lambda gateway: gateway.live.operators.drain(worker, "new driver", "op"), random)
 
     async def _limit(self, limits: TenantLimits, random: Random) -> None:
         await self._persist(lambda gateway: gateway.live.operators.limit(limits), random)
 
     async def _resume(self, worker: str, random: Random) -> None:
-        await self._persist(lambda gateway: gateway.live.operators.resume(worker, known=True), random)
+        await self._persist(lambda gateway: gateway.live.operators.resume(worker, "op"), random)
 
     async def want_nothing(self) -> None:
         """All as usual again."""
         await self._let_go()
         random = Random(0)
-        await self._persist(lambda gateway: gateway.live.operators.release(), random)
+        await self._persist(lambda gateway: gateway.live.operators.release("op"), random)
         for slot in self.fleet.workers:
             await self._resume(slot.name.removeprefix("worker-"), random)
         for tenant in self.tenants:
