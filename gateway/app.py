@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway import folders, problems
+from gateway import folders
 from gateway.access import Access
 from gateway.admission import Admission
 from gateway.auth import secret_of
@@ -91,7 +91,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         lifespan=[lifespan],
         state=State({"gateway": gateway}),
         middleware=[metrics.middleware, access.identity.middleware],
-        exception_handlers=problems.HANDLERS,
+        exception_handlers=registry.exception_handlers(dialects),
         # Our own document says more of the truth than the one that the framework derives: see ``gateway.openapi``.
         openapi_config=None,
         # Bodies are read and bounded by the routes that take one.

@@ -15,12 +15,13 @@ from gateway.auth import tenant_of
 from gateway.dialects.animate import FIELDS, FILES, AnimateJob, AnimateStatus, plan, status_of
 from gateway.dialects.words import naming
 from gateway.ends import ended_or_left
+from gateway.forms import converted
 from gateway.openapi_writer import Multipart, Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, not_found
 from gateway.routes.outputs import served
-from gateway.uploads import Form, Upload, content_type, invalid_value, read_form, read_json
+from gateway.uploads import Form, Upload, content_type, read_form, read_json
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, State
 
@@ -79,22 +80,12 @@ async def _made(gateway: Gateway, request: AnyRequest) -> JobRecord:
 
 
 def _from_form(form: Form) -> tuple[AnimateJob, dict[str, Upload]]:
-    values: dict[str, object] = dict(form.fields)
-    if "metadata" in values:
-        try:
-            values["metadata"] = msgspec.json.decode(form.fields["metadata"])
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest("must be JSON", "metadata") from error
     files: dict[str, Upload] = {}
     for name, file in form.files.items():
         if _PARTS[name] in files:
             raise InvalidRequest("sent twice", _PARTS[name])
         files[_PARTS[name]] = file
-    try:
-        asked = msgspec.convert(values, AnimateJob, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid_value(error) from error
-    return asked, files
+    return converted(form.fields, AnimateJob), files
 
 
 async def _from_folder(gateway: Gateway, asked: AnimateJob, tenant: str, stack: ExitStack) -> dict[str, Upload]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from gateway import problems
 from gateway.dialects import animate_routes, health, hidream, multigpu_i2v, submit_paths, turbodiffusion, wan_api
-from gateway.dialects.openai import images, videos
+from gateway.dialects.openai import errors, images, videos
 from gateway.openapi_writer import Operation
 from shared.errors import SettingsError
 
@@ -38,6 +39,11 @@ def enabled(text: str) -> tuple[str, ...]:
 def handlers(names: Iterable[str]) -> list[Any]:
     """The routes of those dialects."""
     return [handler for module in _modules(names) for handler in module.HANDLERS]
+
+
+def exception_handlers(names: Iterable[str]) -> dict[int | type[Exception], Any]:
+    """How errors are said that no route of a dialect has said itself."""
+    return errors.EVERYWHERE if "openai" in names else problems.HANDLERS
 
 
 def operations(names: Iterable[str]) -> tuple[Operation, ...]:

@@ -14,13 +14,14 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.words import JobOptions, Seed, naming, why
+from gateway.forms import converted
 from gateway.openapi_writer import Multipart, Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid
 from gateway.resolve import nearest
 from gateway.schema import JobView, SubmitBody
-from gateway.uploads import content_type, invalid_value, read_form
+from gateway.uploads import content_type, read_form
 from shared.messages import JobRecord, ModelCard, State, Task
 from shared.topology import output_key
 
@@ -130,7 +131,7 @@ async def submit(request: AnyRequest) -> Response[bytes]:
         if content_type(request)[0] != "multipart/form-data":
             raise Problem(415, "the body must be multipart/form-data", headers={"Accept": "multipart/form-data"})
         form = await read_form(request, gateway.settings.max_body_bytes, frozenset({"image"}), stack)
-        asked = from_form(form.fields)
+        asked = converted(form.fields, TurboJob)
         if "image" not in form.files:
             raise invalid("image", "is missing: send a file")
         model = gateway.settings.turbodiffusion_model or None
@@ -138,24 +139,6 @@ async def submit(request: AnyRequest) -> Response[bytes]:
         record = await gateway.submissions.submit(tenant_of(request), body, form.files, key, stack, wishes=True)
     record, applied = await waited(gateway, request, record)
     return answer(_submitted(record, gateway.settings.artifacts), 200, applied)
-
-
-def from_form(fields: dict[str, str]) -> TurboJob:
-    """The text fields.
-
-    Raises:
-        Problem: 422, naming the field.
-    """
-    values: dict[str, object] = dict(fields)
-    if "metadata" in values:
-        try:
-            values["metadata"] = msgspec.json.decode(fields["metadata"])
-        except (ValueError, RecursionError) as error:
-            raise invalid("metadata", "must be JSON") from error
-    try:
-        return msgspec.convert(values, TurboJob, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid_value(error) from error
 
 
 def _submitted(record: JobRecord, artifacts: str) -> TurboSubmitted:

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from gateway.problems import FieldError, Problem
-from gateway.schema import CacheBody, JobView, Metadata, ParallelBody, Priority, Seconds, SubmitBody, Word
+from gateway.schema import CacheBody, JobView, Metadata, ParallelBody, Priority, Seconds, SubmitBody, WebhookUrl, Word
 from shared.errors import InvalidRequest
 from shared.messages import State
 
@@ -32,6 +32,7 @@ class JobOptions(Struct, kw_only=True):
     run_timeout_s: Seconds | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=20)] | None = None
     metadata: Metadata = {}
+    webhook_url: WebhookUrl | None = None
 
     def on(self, body: SubmitBody) -> SubmitBody:
         """The request with them."""

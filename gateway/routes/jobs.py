@@ -12,21 +12,20 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway import ids, lists
 from gateway.auth import tenant_of
+from gateway.forms import converted
 from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, encoded, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
 from gateway.schema import JobList, PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
-from gateway.uploads import Form, Upload, content_type, invalid_value, read_form, read_json
+from gateway.uploads import Form, Upload, content_type, read_form, read_json
 from shared.messages import TERMINAL, JobRecord, State
 
 _submit = msgspec.json.Decoder(SubmitBody)
 _patch = msgspec.json.Decoder(PatchBody)
 
 _MULTIPART = "multipart/form-data"
-#: Fields that are objects or lists: in a multipart body they are JSON.
-_OBJECTS = frozenset({"parallel", "cache", "step_cache", "loras", "references", "metadata", "dummy"})
 _DEFAULT_PAGE = 50
 _MAX_PAGE = 500
 _LIST_PARAMETERS = frozenset({"state", "model", "task", "limit", "after"})
@@ -91,19 +90,7 @@ def body_of(form: Form) -> SubmitBody:
     Raises:
         Problem: 422, naming the field.
     """
-    values: dict[str, object] = {}
-    for name, text in form.fields.items():
-        if name in _OBJECTS:
-            try:
-                values[name] = msgspec.json.decode(text)
-            except (ValueError, RecursionError) as error:
-                raise invalid(name, "must be JSON") from error
-        else:
-            values[name] = text
-    try:
-        return msgspec.convert(values, SubmitBody, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid_value(error) from error
+    return converted(form.fields, SubmitBody)
 
 
 @get("/v1/jobs/{job_id:str}")

@@ -9,8 +9,9 @@ from litestar.connection import Request
 from litestar.response import Response
 from msgspec import Struct
 
-from gateway.problems import EXPECTED, Problem, problem_of
+from gateway.problems import EXPECTED, Problem, problem_of, response
 
+_PATHS = ("/v1/videos/", "/v1/images/", "/v1/models/")
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -52,5 +53,14 @@ def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     return shaped(problem_of(request, error))
 
 
+def _handle_anywhere(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    problem = problem_of(request, error)
+    path = f"{request.scope['path']}/"
+    return shaped(problem) if path.startswith(_PATHS) else response(problem)
+
+
 #: For Litestar, on the handlers of this dialect.
 HANDLERS: dict[int | type[Exception], Any] = dict.fromkeys(EXPECTED, _handle)
+#: For the whole application: what is refused before a handler is found or asked (no key, a limit, no such path) is said
+#: as this dialect's clients read it where its paths are.
+EVERYWHERE: dict[int | type[Exception], Any] = dict.fromkeys(EXPECTED, _handle_anywhere)

@@ -21,7 +21,7 @@ from gateway.ends import ended_or_left
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem
-from gateway.schema import SubmitBody
+from gateway.schema import Prompt, SubmitBody, Word
 from gateway.uploads import read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
 
@@ -31,14 +31,14 @@ _WAIT_S = 600.0
 
 class ImagesGenerate(Struct, kw_only=True):
     """``POST /v1/images/generations``. Fields of OpenAI's that mean nothing here (quality, style, …) are ignored; of
-    ours there are the numbers."""
+    ours there are the numbers. Pictures are PNG, whatever ``output_format`` asks for; the answer says so."""
 
-    prompt: Annotated[str, Meta(min_length=1, max_length=4000)]
-    model: str | None = None
+    prompt: Prompt
+    model: Word | None = None
     n: Annotated[int, Meta(ge=1, le=10)] | None = 1
     size: Annotated[str, Meta(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = None
     response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal["png"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: bool | None = False
     partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
     negative_prompt: Annotated[str, Meta(max_length=4000)] | None = None
