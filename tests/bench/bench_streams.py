@@ -152,8 +152,8 @@ async def _idle(clients: int) -> str:
             await bus.close()
     beats = seen.beats / clients
     return (
-        f"Idle: {seen.open} of {clients} streams were open after 30 s, at {each_kb:.1f} kB each and {100 * share:.0f} % "
-        f"of a core; each had {beats:.1f} heartbeats."
+        f"Idle: {seen.open} of {clients} streams were open after 30 s, at {each_kb:.1f} kB each and {100 * share:.0f} "
+        f"% of a core; each had {beats:.1f} heartbeats."
     )
 
 
