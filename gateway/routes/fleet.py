@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from litestar import get
 from litestar.response import Response
+from msgspec.structs import replace
 
+from gateway.auth import Role, caller_of, may
 from gateway.fleet import mean_step_s
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.schema import ModelList, QueueTotals, WorkerList
@@ -25,8 +27,9 @@ async def models(request: AnyRequest) -> Response[bytes]:
 
 @get("/v1/workers")
 async def workers(request: AnyRequest) -> Response[bytes]:
-    """Every worker heard of."""
-    return answer(worker_views(gateway_of(request)))
+    """Every worker heard of; for users without what concerns those alone who run them."""
+    views = worker_views(gateway_of(request))
+    return answer(views if may(caller_of(request), Role.OPERATOR) else public(views))
 
 
 def worker_views(gateway: Gateway, only: str | None = None) -> WorkerList:
@@ -37,6 +40,17 @@ def worker_views(gateway: Gateway, only: str | None = None) -> WorkerList:
             worker_view(lease, state, at, operators.workers.get(lease.worker), operators.quarantines.get(lease.worker))
             for lease, state, at in gateway.live.fleet.workers()
             if only in (None, lease.worker)
+        )
+    )
+
+
+def public(views: WorkerList) -> WorkerList:
+    """What users may know of workers: what they can do and how busy they are. Where they stand, what is wrong with them
+    and whose job it went wrong with is their operators' business."""
+    return WorkerList(
+        data=tuple(
+            replace(view, incarnation="", pool="", host="", detail="", drain_reason="", quarantine=None)
+            for view in views.data
         )
     )
 
