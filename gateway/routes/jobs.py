@@ -11,7 +11,7 @@ from litestar.response import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway import ids, lists
-from gateway.auth import tenant_of
+from gateway.auth import Role, require, tenant_of
 from gateway.forms import converted
 from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, encoded, gateway_of
@@ -155,6 +155,8 @@ async def change(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     gateway = gateway_of(request)
     job = ids.parse(job_id)
     body = await read_json(request, _patch, gateway.settings.max_json_bytes)
+    if body.priority > gateway.settings.default_priority:
+        require(request, Role.OPERATOR)  # to let a job pass those of its tenant that were there first
     record = await gateway.changes.reprioritise(job, tenant_of(request), body.priority)
     return answer(gateway.live.view(record))
 
