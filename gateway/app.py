@@ -24,6 +24,7 @@ from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
 from gateway.routes import audit, events, fleet, health, jobs, keys, operators, outputs, session
 from gateway.submit import Submissions
+from gateway.webhooks.parts import Webhooks
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
@@ -47,6 +48,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
     live = Live(bus, settings, clock, access.follows)
     admission = Admission(bus, live, settings, clock)
     metrics = Metrics(live, bus)
+    hooks = Webhooks(bus, live, settings, clock, name, secret, metrics.registry)
     gateway = Gateway(
         bus=bus,
         artifacts=artifacts,
@@ -55,8 +57,9 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         access=access,
         live=live,
         admission=admission,
-        submissions=Submissions(bus, artifacts, live, admission, settings, clock, name),
+        submissions=Submissions(bus, artifacts, live, admission, settings, clock, name, hooks.addresses),
         changes=Changes(bus, artifacts, live, clock, name),
+        webhooks=hooks,
         metrics=metrics,
         folders=folders.roots(settings.input_folders),
         openapi=document(VERSION, (*operations(), *_OPERATIONS, *registry.operations(dialects))),
@@ -64,6 +67,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        hooks.start()
         live.start()
         access.start()
         watching = asyncio.create_task(admission.watch())
@@ -73,6 +77,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await access.stop()
+            await hooks.stop()
             await live.stop()
 
     app = Litestar(

@@ -26,6 +26,7 @@ from gateway.schema import JobView, QueueView
 from gateway.streams import Now, Streams
 from gateway.views import concerns, job_view
 from gateway.waiting import Waiting
+from gateway.webhooks.book import Book
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.messages import (
@@ -80,6 +81,9 @@ class Live:
         self._jobs: dict[str, Known] = {}
         self._departed = Departed(self.retained, clock)
         self._progress: dict[str, Progress] = {}
+        self.deliveries = Book(bus, clock, self.broker_clock)
+        #: Told of every job that is seen to have ended.
+        self.on_end: Callable[[JobRecord], None] = _ignored
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -210,6 +214,8 @@ class Live:
         self.waiting.changed(record)
         if record.state in TERMINAL:
             self._progress.pop(record.id, None)
+            if before is None or before.record.state not in TERMINAL:
+                self.on_end(record)
         feed = self.streams.feed(record.id)
         if feed is not None:
             feed.changed(record)
@@ -300,7 +306,8 @@ class Live:
     def view(self, record: JobRecord) -> JobView:
         """What the API shows of it now."""
         queue = self.place(record) if record.state is State.QUEUED else None
-        return job_view(record, self._progress.get(record.id), queue)
+        webhook = None if record.webhook_url is None else self.deliveries.view(record, recent=record.id in self._jobs)
+        return job_view(record, self._progress.get(record.id), queue, webhook)
 
     def now(self, job: str) -> Now | None:
         """The job as streams begin with it; None if it is not in the view."""
@@ -323,3 +330,7 @@ class Live:
     def _since_written(self, job: str) -> float:
         known = self._jobs.get(job)
         return 0.0 if known is None else self.broker_clock.since(known.timestamp)
+
+
+def _ignored(record: JobRecord) -> None:
+    """Nobody asked to be told."""

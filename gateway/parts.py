@@ -18,6 +18,7 @@ from gateway.folders import Root
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.submit import Submissions
+from gateway.webhooks.parts import Webhooks
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.settings import Settings
@@ -46,6 +47,7 @@ class Gateway:
     admission: Admission
     submissions: Submissions
     changes: Changes
+    webhooks: Webhooks
     metrics: Metrics
     #: Beneath which clients may name files by path.
     folders: tuple[Root, ...]

@@ -25,6 +25,9 @@ Source = Annotated[
         "https URL, which is fetched when the job runs",
     ),
 ]
+WebhookUrl = Annotated[
+    str, Meta(min_length=1, max_length=2048, description="http or https URL that the job's end is posted to, signed")
+]
 #: Pictures of what is to appear.
 MAX_REFERENCES = 8
 Metadata = Annotated[
@@ -111,6 +114,7 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run_timeout_s: Seconds | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=20)] | None = None
     metadata: Metadata = {}
+    webhook_url: WebhookUrl | None = None
     dummy: Annotated[dict[str, float | str], Meta(max_length=16, description="for the dummy model only")] | None = None
 
 
@@ -254,6 +258,18 @@ class TransitionView(Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
+class WebhookView(Struct, frozen=True, kw_only=True):
+    """What became of the job's webhook: `waiting` (for the job's end), `pending`, `delivered`, `given_up` (it can be
+    asked for again), or `unknown` (too long ago). `url` is shown without its query."""
+
+    url: str
+    state: str
+    tries: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    next_try_in_s: float | None = None
+
+
 class JobView(Struct, frozen=True, kw_only=True):
     """A job as its owner sees it. `waited_s` and `ran_s` are seconds; `used` is what the engine really used."""
 
@@ -277,6 +293,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     used: dict[str, str | int | float | bool]
     #: The job whose request this one repeats.
     retry_of: str | None = None
+    webhook: WebhookView | None = None
 
 
 class JobList(Struct, frozen=True, kw_only=True, omit_defaults=True):

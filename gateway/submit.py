@@ -27,6 +27,7 @@ from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema import MAX_REFERENCES, SubmitBody
 from gateway.uploads import Upload, from_data_uri, temporary
+from gateway.webhooks.sending import Addresses
 from shared import guarded_http
 from shared.artifacts import Artifacts
 from shared.bus import Bus
@@ -77,6 +78,7 @@ class Submissions:
         settings: Settings,
         clock: Clock,
         name: str,
+        addresses: Addresses,
     ) -> None:
         self._bus = bus
         self._artifacts = artifacts
@@ -85,6 +87,7 @@ class Submissions:
         self._settings = settings
         self._clock = clock
         self._name = name
+        self._addresses = addresses
         self._aliases = aliases(settings.model_aliases)
 
     async def submit(
@@ -258,6 +261,8 @@ class Submissions:
     ) -> JobRecord:
         name, card = self._card(job, body.model)
         settings = self._settings
+        if body.webhook_url is not None:
+            self._addresses.check(body.webhook_url)
         offers = tuple(self._live.fleet.offers(name))
         if wishes:
             body = adapted(body, card, offers)
@@ -277,6 +282,7 @@ class Submissions:
                 run_timeout_s=body.run_timeout_s or settings.default_run_timeout_s,
                 max_attempts=body.max_attempts or settings.default_max_attempts,
                 metadata=body.metadata,
+                webhook_url=body.webhook_url,
             ),
             Stamp(by=self._name, at=now),
         )

@@ -22,6 +22,7 @@ from gateway.schema import (
     RequestView,
     StepCacheBody,
     TransitionView,
+    WebhookView,
     WorkerView,
 )
 from shared.messages import (
@@ -58,7 +59,9 @@ _PER_OUTPUT = (0.05, 0.99)
 _EXECUTING = (State.ASSIGNED, State.RUNNING, State.CANCELLING)
 
 
-def job_view(record: JobRecord, progress: Progress | None, queue: QueueView | None) -> JobView:
+def job_view(
+    record: JobRecord, progress: Progress | None, queue: QueueView | None, webhook: WebhookView | None = None
+) -> JobView:
     """The job; ``progress`` and ``queue`` are shown only while they say something about its present state."""
     return JobView(
         id=record.id,
@@ -80,6 +83,7 @@ def job_view(record: JobRecord, progress: Progress | None, queue: QueueView | No
         ran_s=record.ran_s,
         used=record.used,
         retry_of=record.retry_of,
+        webhook=webhook,
     )
 
 

@@ -71,7 +71,14 @@ class Fetched(Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-def networks(text: str) -> tuple[Network, ...]:
+class Answered(Struct, frozen=True, kw_only=True):
+    """What a server said, but for the body. Names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+
+
+def networks(text: str, setting: str = "private_networks") -> tuple[Network, ...]:
     """Networks from a comma-separated list, e.g. ``10.0.0.0/8, fd00::/8``.
 
     Raises:
@@ -80,7 +87,7 @@ def networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(word.strip()) for word in text.split(",") if word.strip())
     except ValueError as error:
-        raise SettingsError(f"GENFLEET_PRIVATE_NETWORKS: {error}") from error
+        raise SettingsError(f"GENFLEET_{setting.upper()}: {error}") from error
 
 
 def is_public(address: Address) -> bool:
@@ -124,7 +131,7 @@ class _Guard(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError, TimeoutError) as error:
             raise Unreachable(f"{host}: no address") from error
         for address in addresses:
-            self._check(host, port, address)
+            _check(self._policy, host, port, ipaddress.ip_address(address.partition("%")[0]))
         failure: Exception = Unreachable(f"{host}: no address")
         for address in addresses:
             try:
@@ -132,16 +139,6 @@ class _Guard(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
-
-    def _check(self, host: str, port: int, text: str) -> None:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        inside = any(address.version == network.version and address in network for network in self._policy.private)
-        if inside:
-            return
-        if not is_public(address):
-            raise Refused(f"{host}: not a public address")
-        if port not in self._policy.ports:
-            raise Refused(f"{host}: port {port} is not allowed")
 
     @override
     async def connect_unix_socket(
@@ -192,7 +189,11 @@ class GuardedHttp:
         raise Refused(f"more than {policy.max_redirects} redirects")
 
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
-        """Send the body; the answer's status. Redirects are not followed, the answer's body is not read.
+        """Send the body; the answer's status. As ``send``."""
+        return (await self.send(url, body, headers)).status
+
+    async def send(self, url: str, body: bytes, headers: dict[str, str]) -> Answered:
+        """Post the body. Redirects are not followed, the answer's body is not read.
 
         Raises:
             Refused: the URL.
@@ -200,7 +201,7 @@ class GuardedHttp:
         """
         try:
             async with asyncio.timeout(self._policy.total_s), self._request("POST", url, headers, body) as answer:
-                return answer.status
+                return Answered(status=answer.status, headers=_headers(answer))
         except TimeoutError as error:
             raise Unreachable(f"took longer than {self._policy.total_s:g} s") from error
 
@@ -278,6 +279,48 @@ def checked(url: str) -> Target:
     if parts.username is not None or parts.password is not None:
         raise Refused("a URL with a user name or password is not fetched")
     return Target(host, parts.netloc)
+
+
+def allowed(url: str, policy: Policy) -> Target:
+    """As ``checked``, and refuses what is wrong whatever its name resolves to: a private address that is written as
+    one, however oddly, the machine's own name, or a port that no address may be reached on. Pure.
+
+    Raises:
+        Refused: it is not gone to.
+    """
+    target = checked(url)
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    name = target.hostname.rstrip(".").lower()
+    address = _literal(name)
+    if address is None and (name == "localhost" or name.endswith(".localhost")):
+        address = ipaddress.IPv4Address("127.0.0.1")
+    if address is not None:
+        _check(policy, target.hostname, port, address)
+    elif port not in policy.ports and not policy.private:
+        raise Refused(f"{target.hostname}: port {port} is not allowed")
+    return target
+
+
+def _literal(host: str) -> Address | None:
+    """The address that a host is in itself; ``127.1``, ``0x7f.1`` and ``2130706433`` are 127.0.0.1 to resolvers."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+
+
+def _check(policy: Policy, host: str, port: int, address: Address) -> None:
+    inside = any(address.version == network.version and address in network for network in policy.private)
+    if inside:
+        return
+    if not is_public(address):
+        raise Refused(f"{host}: not a public address")
+    if port not in policy.ports:
+        raise Refused(f"{host}: port {port} is not allowed")
 
 
 def _headers(answer: httpcore.Response) -> dict[str, str]:

@@ -1,0 +1,342 @@
+"""Deliveries, made. Every replica does this; none is needed for another's.
+
+    the job ends ──create──▶ deliveries: pending ──claim──▶ pending, held by one gateway for claim_s
+                                  ▲      │                     │ try
+                                  │      │                     ├── taken ──────▶ delivered (written first), then purged
+                                  │      └─ expired while its  ├── not taken ──▶ pending, due later
+                                  │         receiver is down   │
+                                  └── replay ── given_up ◀─────┴── final, or too old
+
+Who may try is settled by a compare-and-set (the claim), so in ordinary life there is one try at a time. A gateway that
+dies in a try leaves a claim behind; every other one takes the delivery over once it has seen that claim unchanged for
+``claim_s``, by its own clock. The receiver may then hear it twice, with the same id.
+
+A delivery may be created again after it was made, by a gateway that was late: so whoever claims one that it sees for
+the first time looks whether ``delivered`` has it. That bucket is written before the purge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from gateway.live import Live
+from gateway.webhooks.book import Book, Known
+from gateway.webhooks.lanes import Lanes
+from gateway.webhooks.metrics import WebhookMetrics
+from gateway.webhooks.payload import Payloads
+from gateway.webhooks.schedule import Failed, Told, Verdict, due_after
+from gateway.webhooks.secret_versions import SecretVersions
+from gateway.webhooks.sending import Addresses, Sender
+from gateway.webhooks.signing import headers
+from shared.bus import Bus
+from shared.clock import Clock
+from shared.errors import BucketFull, BusError, BusUnavailable, WrongRevision
+from shared.messages import Delivery, DeliveryState, encode
+from shared.settings import Settings
+from shared.telemetry import log
+from shared.topology import ADMISSION_SHARE, DELIVERED, DELIVERIES
+from shared.webhooks import receiver_of
+
+_LOG = log(__name__)
+
+#: A claim outlives the longest try by so much, for the writes before and after it.
+CLAIM_MARGIN_S = 15.0
+#: Whoever made a delivery or tried it last goes first; the others come so much later, if it did not.
+HEAD_START_S = 2.0
+#: After a write that was not answered.
+AGAIN_S = 1.0
+#: After a try that could not be made because of us.
+LATER_S = 5.0
+_LOOK_EVERY_S = 10.0
+#: How long tries that are under way are waited for at the end.
+_GRACE_S = 1.0
+_LONGEST_ERROR = 200
+
+
+class Dispatcher:
+    """Makes deliveries.
+
+    Args:
+        name: of this start of this gateway.
+        chance: random numbers, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        live: Live,
+        settings: Settings,
+        clock: Clock,
+        name: str,
+        secrets: SecretVersions,
+        payloads: Payloads,
+        sender: Sender,
+        addresses: Addresses,
+        metrics: WebhookMetrics,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._deliveries = bus.bucket(DELIVERIES.name)
+        self._delivered = bus.bucket(DELIVERED.name)
+        self._book: Book = live.deliveries
+        self._clock = clock
+        self._name = name
+        self._secrets = secrets
+        self._payloads = payloads
+        self._sender = sender
+        self._addresses = addresses
+        self._metrics = metrics
+        self._chance = chance
+        self._retry_s = settings.webhook_retry_s
+        self._claim_s = settings.webhook_timeout_s + CLAIM_MARGIN_S
+        self.lanes = Lanes()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._tries: set[asyncio.Task[None]] = set()
+        self._claims: dict[str, Known] = {}
+        self._book.news, self._book.made = self._changed, self.expect
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin."""
+        self._tasks = [asyncio.create_task(loop) for loop in (self._dispatch(), self._watch_room())]
+
+    async def stop(self) -> None:
+        """End: tries under way get a moment, and what is still claimed is let go for others to take at once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tries:
+            await asyncio.wait(self._tries, timeout=_GRACE_S)
+        for task in self._tries:
+            task.cancel()
+        await asyncio.gather(*self._tries, return_exceptions=True)
+        await asyncio.gather(*(self._let_go(key, claimed) for key, claimed in self._claims.items()))
+
+    async def _let_go(self, key: str, claimed: Known) -> None:
+        free = replace(claimed.delivery, by="", claim_s=0.0, age_s=self._book.age_s(claimed))
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await self._deliveries.update(key, encode(free), claimed.revision)
+        except (BusError, TimeoutError) as error:
+            _LOG.debug("a claim is left to run out", key=key, error=type(error).__name__)
+
+    # --- when ---------------------------------------------------------------------------------------------------------
+
+    def _changed(self, key: str, known: Known | None) -> None:
+        """What is known of a delivery changed."""
+        if known is None or known.delivery.state is not DeliveryState.PENDING:
+            self.lanes.drop(key)
+            return
+        delivery, now = known.delivery, self._clock.monotonic()
+        held = delivery.claim_s > 0 and delivery.by != self._name
+        if held:
+            due = now + delivery.claim_s  # from when it was seen, whatever the broker's clock says
+        elif delivery.claim_s > 0:
+            due = now  # this process's own, and no try is under way: its answer was lost
+        else:
+            due = known.written + delivery.due_s
+            due += 0.0 if delivery.by in ("", self._name) else HEAD_START_S
+        until = known.written - delivery.age_s + self._retry_s
+        self.lanes.put(key, lane_of(delivery), due, until, held=held)
+        self._wake.set()
+
+    def expect(self, delivery: Delivery) -> None:
+        """Its receiver is said to take webhooks: it has taken one, or somebody asks for one once more."""
+        self.lanes.up(lane_of(delivery))
+        self._wake.set()
+
+    def _again(self, key: str, delay_s: float = 0.0) -> None:
+        """Queue it as it is known, after a try that was none."""
+        known = self._book.open.get(key)
+        if known is None:
+            return
+        self._changed(key, known)
+        if delay_s and not self.lanes.is_flying(key) and known.delivery.state is DeliveryState.PENDING:
+            until = known.written - known.delivery.age_s + self._retry_s
+            self.lanes.put(key, lane_of(known.delivery), self._clock.monotonic() + delay_s, until)
+
+    # --- tries -------------------------------------------------------------------------------------------------------
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._wake.clear()
+            for key in self.lanes.take(self._clock.monotonic()):
+                task = asyncio.create_task(self._try(key))
+                self._tries.add(task)
+                task.add_done_callback(self._tries.discard)
+            await self._until(self.lanes.next_at())
+
+    async def _until(self, at: float | None) -> None:
+        """Wait for that time or for news."""
+        if at is None:
+            await self._wake.wait()
+            return
+        waits = [
+            asyncio.ensure_future(self._wake.wait()),
+            asyncio.ensure_future(self._clock.sleep(max(0.0, at - self._clock.monotonic()))),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _try(self, key: str) -> None:
+        try:
+            claimed = await self._claim(key)
+            if claimed is not None:
+                self._claims[key] = claimed
+                await self._settle(key, claimed, await self._send(claimed.delivery))
+        except asyncio.CancelledError:
+            raise  # its claim is let go by ``stop``
+        except BusUnavailable:
+            self.lanes.left(key)
+            self._again(key, AGAIN_S)
+        except Exception:
+            _LOG.exception("a webhook could not be tried", key=key)
+            self.lanes.left(key)
+            self._again(key, LATER_S)
+        self._claims.pop(key, None)
+        self._wake.set()
+
+    async def _claim(self, key: str) -> Known | None:
+        """The delivery, held by this gateway; None if it is not to be tried.
+
+        Raises:
+            BusUnavailable: it may be held.
+        """
+        known = self._book.open.get(key)
+        if known is None or known.delivery.state is not DeliveryState.PENDING:
+            self.lanes.left(key)
+            return None
+        before = known.delivery
+        mine = replace(before, by=self._name, claim_s=self._claim_s, due_s=0.0, age_s=self._book.age_s(known))
+        try:
+            revision = await self._deliveries.update(key, encode(mine), known.revision)
+        except WrongRevision:
+            self.lanes.left(key)
+            await self._reread(key)
+            return None
+        claimed = self._book.put(key, mine, revision)
+        if before.tries == 0 or before.claim_s > 0:
+            made = await self._book.was_made(key)
+            if made is not None and made.round >= mine.round:
+                self.lanes.left(key)
+                self._book.settle(key, made)
+                await self._deliveries.purge(key, revision)
+                return None
+        return claimed
+
+    async def _reread(self, key: str) -> None:
+        """Somebody else wrote it."""
+        entry = await self._deliveries.get(key)
+        if entry is None:
+            self._book.forget(key)
+            return
+        self._book.take(entry)
+        self._again(key)
+
+    async def _send(self, delivery: Delivery) -> Verdict:
+        body = await self._payloads.body(delivery)
+        signed = headers(self._secrets.signing(delivery.tenant), delivery.id, int(self._clock.wall()), body)
+        return await self._sender.send(delivery.url, body, signed)
+
+    # --- what came of them -------------------------------------------------------------------------------------------
+
+    async def _settle(self, key: str, claimed: Known, verdict: Verdict) -> None:
+        tried = replace(
+            claimed.delivery,
+            tries=claimed.delivery.tries + 1,
+            last_status=verdict.status,
+            last_error="" if isinstance(verdict, Told) else verdict.error[:_LONGEST_ERROR],
+            age_s=self._book.age_s(claimed),
+            claim_s=0.0,
+        )
+        match verdict:
+            case Told():
+                self._metrics.delivered.inc()
+                self._claims.pop(key, None)
+                self.lanes.told(key)
+                await self._keep(key, replace(tried, state=DeliveryState.DELIVERED), claimed.revision)
+            case Failed():
+                await self._failed(key, claimed, tried, verdict)
+        _LOG.info("webhook_tried", job=tried.job, id=tried.id, tries=tried.tries, status=tried.last_status)
+
+    async def _keep(self, key: str, made: Delivery, revision: int) -> None:
+        """Write down that it was made, however long the bus takes for it."""
+        self._book.settle(key, made)
+        kept = False
+        while True:
+            try:
+                if not kept:
+                    await self._delivered.put(key, encode(made))
+                kept = True
+                await self._deliveries.purge(key, revision)
+                return
+            except BusUnavailable:
+                await self._clock.sleep(AGAIN_S)
+            except BucketFull:
+                _LOG.warning("no room to remember what was delivered", key=key)
+                kept = True
+
+    async def _failed(self, key: str, claimed: Known, tried: Delivery, verdict: Failed) -> None:
+        wait = None
+        if not verdict.final:
+            wait = due_after(tried.tries, tried.age_s, self._retry_s, self._chance(), verdict.retry_after_s)
+        expired: list[str] = []
+        if verdict.down:
+            expired = self.lanes.failed(key, self._clock.monotonic(), verdict.retry_after_s)
+        else:
+            self.lanes.left(key)
+        self._wake.set()
+        if wait is None:
+            await self._give_up(key, tried, claimed.revision)
+        else:
+            self._metrics.failed.inc()
+            await self._write(key, replace(tried, due_s=wait), claimed.revision)
+        for waited in expired:
+            known = self._book.open.get(waited)
+            if known is not None:
+                said = f"its receiver is down: {verdict.error}"[:_LONGEST_ERROR]
+                late = replace(known.delivery, last_error=said, age_s=self._book.age_s(known))
+                await self._give_up(waited, late, known.revision)
+
+    async def _give_up(self, key: str, delivery: Delivery, revision: int) -> None:
+        self._metrics.given_up.inc()
+        await self._write(key, replace(delivery, state=DeliveryState.GIVEN_UP, due_s=0.0, claim_s=0.0), revision)
+
+    async def _write(self, key: str, delivery: Delivery, revision: int) -> None:
+        """Replace it, however long the bus takes for it."""
+        while True:
+            try:
+                self._book.put(key, delivery, await self._deliveries.update(key, encode(delivery), revision))
+                return
+            except BusUnavailable:
+                await self._clock.sleep(AGAIN_S)
+            except WrongRevision:
+                # The write before happened and its answer was lost, or the try took longer than the claim.
+                await self._reread(key)
+                return
+
+    # --- room --------------------------------------------------------------------------------------------------------
+
+    async def _watch_room(self) -> None:
+        """No job with a webhook is taken while the bucket is nearly full: those that are owed must be."""
+        while True:
+            try:
+                _, size = await self._deliveries.usage()
+                self._addresses.full = size >= ADMISSION_SHARE * DELIVERIES.max_bytes
+            except BusError as error:
+                _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
+            await self._clock.sleep(_LOOK_EVERY_S)
+
+
+def lane_of(delivery: Delivery) -> str:
+    """The queue of the delivery: one for each receiver, and tenant, so that none can spoil another's."""
+    return f"{delivery.tenant} {receiver_of(delivery.url)}"
