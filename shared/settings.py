@@ -53,6 +53,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     s3_ca: str = ""
     #: A store that is silent for so long is asked again, for up to twice as long.
     s3_timeout_s: Seconds = 30.0
+    #: Files are asked of the gateway and fetched from the bucket: it answers with a URL that the bucket signs.
+    s3_redirect: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_file: str = ""
     #: Port of /metrics of scheduler and worker on the loopback or ``metrics_host``; 0 switches it off.

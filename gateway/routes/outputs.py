@@ -9,30 +9,42 @@ from contextlib import ExitStack
 from litestar import HttpMethod, post, route
 from litestar.params import FromPath
 from litestar.response import Response, Stream
+from msgspec import Struct
 
 from gateway import ids, ranges
 from gateway.auth import tenant_of
+from gateway.links import key_of, name_of
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import Problem, invalid, not_found
 from gateway.schema import FileView
 from gateway.uploads import Upload, chunks, content_type, finish, read_form, temporary
 from shared.artifacts import Artifacts
 from shared.errors import ArtifactNotFound
-from shared.messages import JobRecord, Output
+from shared.messages import JobRecord
+from shared.pictures import Variant, media_type_of
 
-_SUFFIXES = {"video/mp4": "mp4", "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+#: A redirect to the store's own URL of a file is good for so long.
+_REDIRECTED_S = 3600.0
 
 
 @route("/v1/jobs/{job_id:str}/outputs/{number:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
 async def output(request: AnyRequest, job_id: FromPath[str], number: FromPath[str]) -> Response[bytes] | Stream:
     """One file that the job made."""
     record = (await gateway_of(request).live.find(ids.parse(job_id), tenant_of(request))).record
+    return await served(request, record, index_in(record, number))
+
+
+def index_in(record: JobRecord, number: str) -> int:
+    """Which output a path names; one that does not exist if it names none."""
     valid = number.isascii() and number.isdigit() and len(number) <= 4
-    return await served(request, record, int(number) if valid else len(record.outputs))
+    return int(number) if valid else len(record.outputs)
 
 
-async def served(request: AnyRequest, record: JobRecord, index: int) -> Response[bytes] | Stream:
-    """One file of a job that the caller may see, whole or the range that was asked for.
+async def served(
+    request: AnyRequest, record: JobRecord, index: int, variant: Variant = "output"
+) -> Response[bytes] | Stream:
+    """One file of a job that the caller may see, or a small picture of it: whole, the range that was asked for, or
+    where the store itself hands it out.
 
     Raises:
         Problem: 404 or 416.
@@ -41,23 +53,37 @@ async def served(request: AnyRequest, record: JobRecord, index: int) -> Response
     if index >= len(record.outputs):
         raise not_found(f"no such output; the job is {record.state} and has {len(record.outputs)}")
     made = record.outputs[index]
+    key = key_of(made, variant)
+    if gateway.settings.s3_redirect and gateway.artifacts.signs and request.method == "GET":
+        url = await gateway.links.url(record, index, ttl_s=_REDIRECTED_S, variant=variant)
+        return Response(b"", status_code=302, headers={"Location": url, "Cache-Control": "private, no-store"})
     try:
-        size = (await gateway.artifacts.stat(made.key)).size
+        size = (await gateway.artifacts.stat(key)).size
     except ArtifactNotFound:
-        raise not_found("that output is no longer there") from None
-    name = f"{record.id}-{index}.{_SUFFIXES.get(made.media_type, 'bin')}"
-    return await _file(request, gateway.artifacts, made, size, name)
+        raise not_found(f"that {variant} is no longer there") from None
+    name = f"{record.id}-{name_of(made, index, variant)}"
+    if variant == "output":
+        return await _file(request, gateway.artifacts, _File(key, made.media_type, size, f'"{made.sha256}"', name))
+    return await _file(
+        request, gateway.artifacts, _File(key, media_type_of(key), size, f'"{made.sha256}-{variant}"', name)
+    )
 
 
-async def _file(
-    request: AnyRequest, artifacts: Artifacts, made: Output, size: int, name: str
-) -> Response[bytes] | Stream:
-    etag = f'"{made.sha256}"'
+class _File(Struct, frozen=True):
+    key: str
+    media_type: str
+    size: int
+    etag: str
+    name: str
+
+
+async def _file(request: AnyRequest, artifacts: Artifacts, file: _File) -> Response[bytes] | Stream:
+    etag, size = file.etag, file.size
     disposition = "attachment" if "download" in request.query_params else "inline"
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'{disposition}; filename="{name}"',
+        "Content-Disposition": f'{disposition}; filename="{file.name}"',
         # The content of an output never changes; who may see it is asked every time.
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
@@ -75,8 +101,8 @@ async def _file(
     headers["Content-Length"] = str(end - start)
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    body = _nothing() if request.method == "HEAD" else artifacts.read(made.key, start, end)
-    return Stream(body, status_code=200 if part is None else 206, media_type=made.media_type, headers=headers)
+    body = _nothing() if request.method == "HEAD" else artifacts.read(file.key, start, end)
+    return Stream(body, status_code=200 if part is None else 206, media_type=file.media_type, headers=headers)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -98,7 +124,10 @@ async def upload(request: AnyRequest) -> Response[bytes]:
             kept = form.files["file"]
         else:
             kept = await _from_body(request, gateway.settings.max_body_bytes, stack)
-        await kept.store(gateway.artifacts, tenant_of(request))
+        tenant = tenant_of(request)
+        with gateway.admission.file(tenant, kept.sha256, kept.size):
+            await gateway.admission.note_file(tenant, kept.sha256, kept.size)
+            await kept.store(gateway.artifacts, tenant)
     return answer(
         FileView(id=kept.sha256, media_type=kept.media_type, size=kept.size, width=kept.width, height=kept.height), 201
     )
