@@ -13,6 +13,7 @@ import torch
 
 from tests.engine import cases
 from tests.engine.requests import image_request, picture, request
+from workers.engine.checkpoint import IMAGINED
 from workers.engine.course import Alone
 from workers.engine.direct import Direct
 from workers.engine.errors import OutOfMemory, PeersLost
@@ -66,6 +67,24 @@ def test_an_image_model_does_text_only_if_its_folder_says_how(checkpoints: Folde
     made = model.conditions(job, (), cases._course(Alone())).given
     assert isinstance(made, Channels)
     assert not made.channels.any()
+    assert np.isfinite(cases.alone(folder, request()).latents).all()
+
+
+def test_a_first_frame_to_be_made_up_is_a_grey_one_with_a_mask_of_its_own(
+    checkpoints: Folders, tmp_path: Path
+) -> None:
+    source, image = checkpoints("wan22-i2v"), picture(tmp_path)
+    folder = declared(source, tmp_path / "imagined", text_to_video="imagined_frame")
+    model = cases.family(folder, 1)
+    job = cases.job_of(request(), model.check(request()), None)
+    made = model.conditions(job, (), cases._course(Alone())).given
+    assert isinstance(made, Channels)
+    given = channels(folder, image)
+    assert made.channels.shape == given.shape
+    assert torch.equal(made.channels[:, :4], IMAGINED * given[:, :4])
+    assert (made.channels[:, :4, 0] == IMAGINED).all()
+    # The picture's part is what the VAE makes of mid-grey frames: where the given video is grey, the same.
+    assert not torch.equal(made.channels[:, 4:, 0], given[:, 4:, 0])
     assert np.isfinite(cases.alone(folder, request()).latents).all()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -45,6 +45,10 @@ class VaeConfig(Struct, frozen=True):
     temperal_downsample: tuple[bool, ...] = (False, True, True)
 
 
+IMAGINED: Final = 1.5
+"""What the mask says of a first frame that is not given but to be made up (``Extras.text_to_video``)."""
+
+
 class Extras(Struct, frozen=True):
     """``genfleet.json``.
 
@@ -52,13 +56,14 @@ class Extras(Struct, frozen=True):
         image_condition: ``first_frame`` as the published models: the condition video is the image, then zeros;
             ``repeat_first_frame``: the image in every frame. The mask marks frame 0 in both.
         text_to_video: ``zero_condition``: an image-to-video transformer also does text-to-video, its condition
-            channels and mask all zero. ``refuse``: it does not.
+            channels and mask all zero. ``imagined_frame``: it does, with the condition of a mid-grey picture whose
+            mask holds `IMAGINED` instead of 1: there are borders and a first frame to go by. ``refuse``: it does not.
         max_sequence_length: tokens that prompt embeddings are padded to.
         card: fields of the model card that differ from what is derived.
     """
 
     image_condition: Literal["first_frame", "repeat_first_frame"] = "first_frame"
-    text_to_video: Literal["zero_condition", "refuse"] = "refuse"
+    text_to_video: Literal["zero_condition", "imagined_frame", "refuse"] = "refuse"
     max_sequence_length: int = 512
     card: dict[str, msgspec.Raw] = {}
 

@@ -176,7 +176,7 @@ def _tasks(checkpoint: Checkpoint) -> tuple[Task, ...]:
         case "image_channels":
             first = (Task.IMAGE_TO_VIDEO,) if checkpoint.takes_first_frame else ()
             last = (Task.FIRST_LAST_FRAME_TO_VIDEO,) if checkpoint.takes_last_frame else ()
-            also_text = text if checkpoint.extras.text_to_video == "zero_condition" else ()
+            also_text = text if checkpoint.extras.text_to_video != "refuse" else ()
             return (*first, *last, *also_text)
         case _:
             assert_never(kind)

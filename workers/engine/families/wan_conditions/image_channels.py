@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shared.messages import JobRequest, Task
+from workers.engine.checkpoint import IMAGINED
 from workers.engine.course import Course
 from workers.engine.errors import NotServed
 from workers.engine.families.base import Job
@@ -43,7 +44,7 @@ class ImageChannels:
             takes[Task.IMAGE_TO_VIDEO] = Takes(needs=("image",))
         if checkpoint.takes_last_frame:
             takes[Task.FIRST_LAST_FRAME_TO_VIDEO] = Takes(needs=("image", "last_image"))
-        if checkpoint.extras.text_to_video == "zero_condition":
+        if checkpoint.extras.text_to_video != "refuse":
             takes |= {Task.TEXT_TO_VIDEO: Takes(), Task.TEXT_TO_IMAGE: Takes()}
         self.takes: Mapping[str, Takes] = takes
 
@@ -57,6 +58,8 @@ class ImageChannels:
     def condition(self, job: Job, split: WidthSplit | None, course: Course) -> Condition:
         config, request = self._eyes.checkpoint, job.request
         image, last = job.pictures.get("image"), job.pictures.get("last_image")
+        if image is None and config.extras.text_to_video == "imagined_frame":
+            return self._imagined(request, split, course)
         if image is None:
             vae = config.vae
             frames = (request.num_frames - 1) // vae.scale_factor_temporal + 1
@@ -68,6 +71,16 @@ class ImageChannels:
         if config.has_clip:
             features = self._eyes.features([image] if last is None else [image, last], course)
         return Channels(torch.cat([mask, latents], 1), features)
+
+    def _imagined(self, request: JobRequest, split: WidthSplit | None, course: Course) -> Channels:
+        """The condition of a mid-grey picture, marked as one that is to be made up."""
+        config = self._eyes.checkpoint
+        grey = torch.zeros(1, 3, 1, request.height, request.width, device=self._eyes.device)
+        chunks = (grey.expand(-1, -1, size, -1, -1) for size in chunk_sizes(request.num_frames))
+        latents = self._eyes.video(chunks, split, course)
+        mask = IMAGINED * encode_image.frame_mask(latents, config.vae.scale_factor_temporal, ends=False)
+        image_dim = config.transformer.image_dim
+        return Channels(torch.cat([mask, latents], 1), None if image_dim is None else latents.new_zeros(1, 1, image_dim))
 
     def blank(self, latents: Tensor) -> Condition:
         config = self._eyes.checkpoint
