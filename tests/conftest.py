@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.support.clock import FakeClock
 from tests.support.memory_bus import MemoryBroker
 from tests.support.nats_server import NatsServer
+from tests.support.s3_server import S3Server, s3_server
 
 
 @pytest.fixture
@@ -26,6 +27,21 @@ def clock() -> FakeClock:
 def broker(clock: FakeClock) -> MemoryBroker:
     """The bus in memory, on the test's clock."""
     return MemoryBroker(clock)
+
+
+@pytest.fixture(scope="session")
+def s3_of_all() -> Iterator[S3Server]:
+    """One S3 server for all tests, each of which makes a bucket of its own."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_of_all: S3Server) -> Iterator[S3Server]:
+    """An S3 server in good order."""
+    yield s3_of_all
+    s3_of_all.broken, s3_of_all.ahead_s = False, 0.0
+    s3_of_all.presigned.clear()
 
 
 @pytest.fixture

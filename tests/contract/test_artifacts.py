@@ -1,12 +1,10 @@
-"""What every artifact store promises, whichever store lies below: a folder, and an S3 bucket too where
-``TEST_S3_LOCATION`` names one (``s3://bucket/prefix``, with the usual ``AWS_…`` variables; moto's server will do)."""
+"""What every artifact store promises, whichever store lies below: a folder, or a bucket of an S3 server."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from shared.artifacts import Artifacts, check_key, open_store
 from shared.errors import ArtifactError, ArtifactNotFound, InvalidKey
+from tests.support.s3_server import S3Server
 
 MiB = 1024 * 1024
 
@@ -23,12 +22,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
-S3 = os.environ.get("TEST_S3_LOCATION", "")
-
-
-@pytest.fixture(params=["folder", "s3"] if S3 else ["folder"])
+@pytest.fixture(params=["folder", "s3"])
 def store(folder: Path, request: pytest.FixtureRequest) -> Artifacts:
-    return open_store(str(folder) if request.param == "folder" else f"{S3}/{uuid.uuid4().hex}")
+    if request.param == "folder":
+        return open_store(str(folder))
+    server: S3Server = request.getfixturevalue("s3")
+    return open_store(server.location(), server.options)
 
 
 async def chunks_of(*parts: bytes) -> AsyncIterator[bytes]:
