@@ -79,8 +79,9 @@ class ImageChannels:
         chunks = (grey.expand(-1, -1, size, -1, -1) for size in chunk_sizes(request.num_frames))
         latents = self._eyes.video(chunks, split, course)
         mask = IMAGINED * encode_image.frame_mask(latents, config.vae.scale_factor_temporal, ends=False)
-        image_dim = config.transformer.image_dim
-        return Channels(torch.cat([mask, latents], 1), None if image_dim is None else latents.new_zeros(1, 1, image_dim))
+        made = self._zeros(latents)
+        made.channels = torch.cat([mask, latents], 1)
+        return made
 
     def blank(self, latents: Tensor) -> Condition:
         config = self._eyes.checkpoint
