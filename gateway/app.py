@@ -17,26 +17,41 @@ from gateway.auth import secret_of
 from gateway.changes import Changes
 from gateway.dialects import registry
 from gateway.exposure import Exposure
+from gateway.links import Links
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.openapi import operations
 from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
-from gateway.routes import audit, events, fleet, health, jobs, keys, operators, outputs, session
+from gateway.routes import audit, events, files, fleet, health, jobs, keys, media, operators, outputs, session, usage
 from gateway.submit import Submissions
 from gateway.webhooks.parts import Webhooks
+from gateway.webhooks.sending import Sender
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
+from shared.grants import GrantSigner
 from shared.settings import Settings
 
-_OPERATIONS = (*keys.OPERATIONS, *session.OPERATIONS, *audit.OPERATIONS)
+_OPERATIONS = (
+    *media.OPERATIONS,
+    *files.OPERATIONS,
+    *keys.OPERATIONS,
+    *session.OPERATIONS,
+    *audit.OPERATIONS,
+    *usage.OPERATIONS,
+)
 
 
-def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock) -> Litestar:
+def create_app(
+    bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock, *, sender: Sender | None = None
+) -> Litestar:
     """A gateway as an ASGI application. Its followers live as long as its lifespan; the bus is the caller's to close.
 
     ``app.state.gateway`` holds its parts.
+
+    Args:
+        sender: of webhooks, instead of the network.
 
     Raises:
         SettingsError: keys are asked for and something that they need is missing.
@@ -48,7 +63,7 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
     live = Live(bus, settings, clock, access.follows)
     admission = Admission(bus, live, settings, clock)
     metrics = Metrics(live, bus)
-    hooks = Webhooks(bus, live, settings, clock, name, secret, metrics.registry)
+    hooks = Webhooks(bus, live, settings, clock, name, secret, metrics.registry, sender)
     gateway = Gateway(
         bus=bus,
         artifacts=artifacts,
@@ -61,6 +76,8 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
         changes=Changes(bus, artifacts, live, clock, name),
         webhooks=hooks,
         metrics=metrics,
+        links=Links(artifacts, secret, settings.base_url, clock.wall),
+        grants=GrantSigner(secret, clock.wall),
         folders=folders.roots(settings.input_folders),
         openapi=document(VERSION, (*operations(), *_OPERATIONS, *registry.operations(dialects))),
     )
@@ -85,8 +102,11 @@ def create_app(bus: Bus, artifacts: Artifacts, settings: Settings, clock: Clock)
             *jobs.HANDLERS,
             *events.HANDLERS,
             *outputs.HANDLERS,
+            *media.HANDLERS,
+            *files.HANDLERS,
             *fleet.HANDLERS,
             *operators.HANDLERS,
+            *usage.HANDLERS,
             *keys.HANDLERS,
             *session.HANDLERS,
             *audit.HANDLERS,

@@ -80,6 +80,15 @@ class JobIndex:
         self.states[before.state] -= 1
         self.states[after.state] += 1
 
+    def of(self, tenant: str) -> dict[str, int]:
+        """How many jobs the tenant has, by state."""
+        counted = {str(state): len(self._lists.get((tenant, "state", str(state)), ())) for state in State}
+        return {state: count for state, count in counted.items() if count}
+
+    def tenants(self) -> list[str]:
+        """Those that have jobs."""
+        return [tenant for tenant, kind, _ in self._lists if kind == "all"]
+
     def _put(self, entries: tuple[_Entry, ...]) -> None:
         for key, place in entries:
             self._lists[key].add(place)

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.accounts import Accounts
 from gateway.broker_clock import BrokerClock
 from gateway.departed import Departed
 from gateway.entries import decoded
@@ -23,6 +24,7 @@ from gateway.operators import Operators
 from gateway.problems import not_found
 from gateway.retained import RetainedJobs
 from gateway.schema import JobView, QueueView
+from gateway.stored import kept
 from gateway.streams import Now, Streams
 from gateway.views import concerns, job_view
 from gateway.waiting import Waiting
@@ -36,7 +38,16 @@ from shared.messages import (
     State,
 )
 from shared.settings import Settings
-from shared.topology import ARCHIVE, CONTROL, DELETED, JOBS, MODELS, PROGRESS, WORKERS
+from shared.topology import (
+    ARCHIVE,
+    CONTROL,
+    DELETED,
+    JOBS,
+    MODELS,
+    PROGRESS,
+    WORKERS,
+    progress_key,
+)
 
 #: How often watchers of queued jobs hear of their place.
 _QUEUE_PERIOD_S = 1.0
@@ -64,23 +75,25 @@ class Live:
         self, bus: Bus, settings: Settings, clock: Clock, also: tuple[tuple[str, Callable[[Batch], None]], ...] = ()
     ) -> None:
         self._bus = bus
-        self._also = also
         self._settings = settings
         self._clock = clock
-        self._following = Following(bus, clock, _NEEDED | {name for name, _ in also})
         self.broker_clock = BrokerClock(clock)
+        self.accounts = Accounts(bus, clock, self.broker_clock)
+        self._also = also + self.accounts.followers
+        self._following = Following(bus, clock, _NEEDED | {name for name, _ in self._also})
         self.fleet = Fleet(bus, clock, self.broker_clock)
         self.streams = Streams()
         self.index = JobIndex()
         self.queue = QueueIndex(settings.ageing_s)
-        self.operators = Operators(bus, clock)
+        self.operators = Operators(bus, clock, settings)
         self.waiting = Waiting(
             self.fleet, self.queue, self.operators, settings, clock, self.progress_of, self._since_written
         )
-        self.retained = RetainedJobs(bus, clock)
+        self.retained = RetainedJobs(bus, clock, self.accounts.stored)
         self._jobs: dict[str, Known] = {}
         self._departed = Departed(self.retained, clock)
-        self._progress: dict[str, Progress] = {}
+        #: By job and the worker that says it: only that of the worker which has the job counts.
+        self._progress: dict[str, dict[str, Progress]] = {}
         self.deliveries = Book(bus, clock, self.broker_clock)
         #: Told of every job that is seen to have ended.
         self.on_end: Callable[[JobRecord], None] = _ignored
@@ -100,7 +113,7 @@ class Live:
             *self._also,
         )
         loops = [self._following.follow(name, take) for name, take in buckets]
-        loops += [self._follow_archive(), self._heartbeats(), self._queue_news()]
+        loops += [self._follow_archive(), self._heartbeats(), self._queue_news(), self.accounts.replicas.renew()]
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:
@@ -109,7 +122,9 @@ class Live:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, self._departed.close(), return_exceptions=True)
+        await self.accounts.replicas.leave()
         self.retained.index.close()
+        self.accounts.stored.close()
 
     async def wait_caught_up(self) -> None:
         """Return once all of the buckets have been read, but for the archive."""
@@ -165,17 +180,15 @@ class Live:
     def _on_progress(self, batch: Batch) -> None:
         for entry in batch.entries:
             self.broker_clock.saw(entry.timestamp)
-            if entry.value is None:
-                self._progress.pop(entry.key, None)
-                continue
             progress = decoded(entry, Progress)
-            if progress is None:
-                continue
-            known = self._jobs.get(entry.key)
+            if progress is None or entry.key not in (progress_key(progress.worker, progress.job), progress.job):
+                continue  # it goes when its job ends; and what a worker says under another's key is not said
+            job = progress.job
+            known = self._jobs.get(job)
             if known is not None and known.record.state in TERMINAL:
                 continue
-            self._progress[entry.key] = progress
-            feed = self.streams.feed(entry.key)
+            self._progress.setdefault(job, {})[progress.worker] = progress
+            feed = self.streams.feed(job)
             if feed is not None and concerns(progress, feed.record):
                 feed.progressed(progress)
 
@@ -207,9 +220,11 @@ class Live:
         self._jobs[record.id] = now
         if before is None:
             self.index.add(record)
+            self.accounts.stored.add(record.tenant, kept(record))
         else:
             self.index.move(before.record, record)
             self.queue.remove(before.record)
+            self.accounts.stored.changed(record.tenant, before.record.outputs, record.outputs)
         self.queue.add(record)
         self.waiting.changed(record)
         if record.state in TERMINAL:
@@ -219,8 +234,8 @@ class Live:
         feed = self.streams.feed(record.id)
         if feed is not None:
             feed.changed(record)
-            progress = self._progress.get(record.id)
-            if progress is not None and concerns(progress, record):
+            progress = self.progress_of(record)
+            if progress is not None:
                 feed.progressed(progress)  # it may have come before the transition that it belongs to
 
     def deleted(self, record: JobRecord, revision: int) -> None:
@@ -261,6 +276,7 @@ class Live:
         if known is not None:
             self.index.remove(known.record)
             self.queue.remove(known.record)
+            self.accounts.stored.remove(known.record.tenant, kept(known.record))
             self.waiting.forget(job)
         self._progress.pop(job, None)
 
@@ -307,7 +323,7 @@ class Live:
         """What the API shows of it now."""
         queue = self.place(record) if record.state is State.QUEUED else None
         webhook = None if record.webhook_url is None else self.deliveries.view(record, recent=record.id in self._jobs)
-        return job_view(record, self._progress.get(record.id), queue, webhook)
+        return job_view(record, self.progress_of(record), queue, webhook)
 
     def now(self, job: str) -> Now | None:
         """The job as streams begin with it; None if it is not in the view."""
@@ -320,7 +336,7 @@ class Live:
 
     def progress_of(self, record: JobRecord) -> Progress | None:
         """How far the job's present attempt is."""
-        progress = self._progress.get(record.id)
+        progress = self._progress.get(record.id, {}).get(record.worker or "")
         return progress if concerns(progress, record) else None
 
     def place(self, record: JobRecord) -> QueueView:

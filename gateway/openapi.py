@@ -156,7 +156,7 @@ def operations() -> tuple[Operation, ...]:
             summary="Keep an input file, to be named as `file:<id>`: the same content has the same id.",
             body=_FILE_BODY,
             answers={201: schema.FileView},
-            problems=(400, 413, 415, 422, 503),
+            problems=(400, 413, 415, 422, 429, 503),
         ),
         *(
             Operation(method="get", path=path, name=name, tag=tag, summary=summary, answers={200: answer})

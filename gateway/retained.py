@@ -17,6 +17,7 @@ from gateway.entries import decoded
 from gateway.index import Filters, Place
 from gateway.problems import gone, not_found
 from gateway.retained_index import Retained, RetainedIndex
+from gateway.stored import NOTHING, Kept, Stored, kept
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.messages import JobRecord
@@ -33,9 +34,24 @@ _LARGE = 256
 _READS_AT_ONCE = 32
 
 
+class _Input(Struct):
+    key: str = ""
+    size: int = 0
+    sha256: str = ""
+
+
+class _Output(Struct):
+    size: int = 0
+
+
 class _Request(Struct):
     model: str
     task: str
+    image: _Input | None = None
+    last_image: _Input | None = None
+    video: _Input | None = None
+    mask: _Input | None = None
+    references: tuple[_Input, ...] = ()
 
 
 class _Head(Struct):
@@ -45,6 +61,7 @@ class _Head(Struct):
     state: str
     request: _Request
     created_at: float = 0.0
+    outputs: tuple[_Output, ...] = ()
 
 
 _heads = msgspec.json.Decoder(_Head)
@@ -53,13 +70,13 @@ _heads = msgspec.json.Decoder(_Head)
 class RetainedJobs:
     """The archive: found one by one, and listed."""
 
-    def __init__(self, bus: Bus, clock: Clock) -> None:
+    def __init__(self, bus: Bus, clock: Clock, stored: Stored | None = None) -> None:
         self._bus = bus
         self._clock = clock
         self._archive = bus.bucket(ARCHIVE.name)
         self._deleted = bus.bucket(DELETED.name)
         self._caught_up: set[str] = set()
-        self.index = RetainedIndex()
+        self.index = RetainedIndex(stored)
 
     @property
     def complete(self) -> bool:
@@ -155,13 +172,18 @@ def _retained(entry: Entry) -> Retained | None:
     except msgspec.MsgspecError as error:
         _LOG.error("an archived entry cannot be read", key=entry.key, error=str(error))
         return None
+    asked = head.request
+    given = (asked.image, asked.last_image, asked.video, asked.mask, *asked.references)
+    inputs = {found.sha256: found.size for found in given if found is not None and found.key}
+    outputs = sum(made.size for made in head.outputs)
     return Retained(
         id=job,
         tenant=tenant,
         state=head.state,
-        model=head.request.model,
-        task=head.request.task,
+        model=asked.model,
+        task=asked.task,
         created_at=head.created_at,
+        kept=Kept(outputs, inputs) if outputs or inputs else NOTHING,
     )
 
 
@@ -173,4 +195,5 @@ def _row(record: JobRecord) -> Retained:
         model=record.request.model,
         task=record.request.task,
         created_at=record.created_at,
+        kept=kept(record),
     )

@@ -16,12 +16,14 @@ from itertools import islice
 from msgspec import Struct
 
 from gateway.index import MAX_LOOKED_AT, Filters, Place
+from gateway.stored import NOTHING, Kept, Stored
+from shared.messages import TERMINAL
 
 #: SQLite's page cache in KiB: the memory that the index may take.
 _CACHE_KIB = 16_384
 _SCHEMA = """
 CREATE TABLE jobs (
-    id TEXT PRIMARY KEY, tenant INT, state INT, model INT, task INT, created_at REAL
+    id TEXT PRIMARY KEY, tenant INT, state INT, model INT, task INT, created_at REAL, kept INT, inputs TEXT
 ) WITHOUT ROWID;
 CREATE INDEX by_tenant ON jobs (tenant, created_at);
 CREATE INDEX by_state ON jobs (tenant, state, created_at);
@@ -41,12 +43,14 @@ class Retained(Struct, frozen=True, kw_only=True):
     model: str
     task: str
     created_at: float
+    kept: Kept = NOTHING
 
 
 class RetainedIndex:
-    """The index. ``len`` is how many jobs it holds."""
+    """The index. ``len`` is how many jobs it holds; ``stored`` is told what is kept because of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: Stored | None = None) -> None:
+        self._stored = stored or Stored()
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
@@ -54,6 +58,7 @@ class RetainedIndex:
         self._db.executescript(_SCHEMA)
         #: Tenants, states, models and tasks as small numbers.
         self._words: dict[str, int] = {}
+        self._tenants: dict[int, str] = {}
         self._counts: Counter[tuple[str, int, int]] = Counter()
         self._size = 0
 
@@ -73,20 +78,26 @@ class RetainedIndex:
         rows = []
         for job in new.values():
             tenant, words = self._word(job.tenant), [self._word(job.state), self._word(job.model), self._word(job.task)]
-            rows.append((job.id, tenant, *words, job.created_at))
+            self._tenants[tenant] = job.tenant
+            self._stored.add(job.tenant, job.kept)
+            inputs = " ".join(f"{sha256}:{size}" for sha256, size in job.kept.inputs.items()) or None
+            rows.append((job.id, tenant, *words, job.created_at, job.kept.outputs, inputs))
             for column, word in zip(_COLUMNS, words, strict=True):
                 self._counts[column, tenant, word] += 1
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self._db.execute("COMMIT")
         self._size += len(rows)
 
     def remove(self, job: str) -> None:
         """It is not in the archive any more."""
-        row = self._db.execute("DELETE FROM jobs WHERE id = ? RETURNING tenant, state, model, task", (job,)).fetchone()
+        row = self._db.execute(
+            "DELETE FROM jobs WHERE id = ? RETURNING tenant, kept, inputs, state, model, task", (job,)
+        ).fetchone()
         if row is not None:
             self._size -= 1
-            for column, word in zip(_COLUMNS, row[1:], strict=True):
+            self._stored.remove(self._tenants[row[0]], _kept(row[1], row[2]))
+            for column, word in zip(_COLUMNS, row[3:], strict=True):
                 self._counts[column, row[0], word] -= 1
 
     def delete(self, tenant: str, job: str) -> None:
@@ -100,6 +111,8 @@ class RetainedIndex:
 
     def clear(self) -> None:
         """The archive was made anew."""
+        for tenant, outputs, inputs in self._db.execute("SELECT tenant, kept, inputs FROM jobs"):
+            self._stored.remove(self._tenants[tenant], _kept(outputs, inputs))
         self._db.execute("DELETE FROM jobs")
         self._counts.clear()
         self._size = 0
@@ -158,3 +171,19 @@ class RetainedIndex:
 
     def _word(self, text: str) -> int:
         return self._words.setdefault(text, len(self._words))
+
+    def states(self, tenant: str) -> dict[str, int]:
+        """How many of the tenant's jobs it holds, by state."""
+        number = self._words.get(tenant, -1)
+        counted = ((state, self._counts["state", number, self._words.get(state, -1)]) for state in TERMINAL)
+        return {str(state): count for state, count in counted if count}
+
+    def tenants(self) -> list[str]:
+        """Those that have had jobs here."""
+        return list(self._tenants.values())
+
+
+def _kept(outputs: int, inputs: str | None) -> Kept:
+    """What the row says."""
+    pairs = (word.partition(":") for word in (inputs or "").split())
+    return Kept(outputs, {sha256: int(size) for sha256, _, size in pairs})

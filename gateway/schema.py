@@ -130,24 +130,57 @@ class ReasonBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=200)] = ""
 
 
+Many = Annotated[int, Meta(ge=0, le=10_000_000)]
+Bytes = Annotated[int, Meta(ge=0, le=2**62)]
+
+
 class LimitsBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a tenant may have: its share's weight (1 is usual), and how many jobs may wait, and be at workers, at once;
-    null is no limit of its own, 0 is none at all."""
+    """What a tenant may have: its share's weight (1 is usual); how many jobs may wait, and be at workers, at once; how
+    many it may submit per second, and at once (`burst`); and how many bytes of its outputs and inputs are kept. null is
+    no limit of its own, so what the settings say of all; 0 is none at all."""
 
     weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
-    max_queued: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
-    max_running: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    max_queued: Many | None = None
+    max_running: Many | None = None
+    submits_per_s: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_stored_bytes: Bytes | None = None
 
 
 class LimitsView(Struct, frozen=True, kw_only=True):
-    """What a tenant may have, and what it has."""
+    """What a tenant may have (null: as much as there is), and what it has. `own` is what was said of it alone."""
 
     tenant: str
     weight: float
     max_queued: int | None
     max_running: int | None
+    submits_per_s: float | None
+    burst: int | None
+    max_stored_bytes: int | None
     queued: int
     running: int
+    stored_bytes: int
+    own: LimitsBody
+
+
+class UsageView(Struct, frozen=True, kw_only=True):
+    """What a tenant has used and has: device-seconds in all and those that still count for its share (as of some
+    seconds ago), its jobs by state, and its limits with what counts against them. `complete` is false while this
+    gateway is still reading the archive: jobs and bytes are then less than there are."""
+
+    tenant: str
+    device_s: float
+    recent_device_s: float
+    jobs: dict[str, int]
+    limits: LimitsView
+    complete: bool
+
+
+class UsageList(Struct, frozen=True, kw_only=True):
+    """A page of tenants by name; `next` goes into `after`."""
+
+    data: tuple[UsageView, ...]
+    next: str | None
 
 
 class InputView(Struct, frozen=True, kw_only=True):

@@ -135,23 +135,17 @@ class Submissions:
                 return earlier
         try:
             record = self._record(job, tenant, body, inputs, digest, wishes)
-            self._admission.check(tenant)
+            place = self._admission.place(tenant, inputs)
         except (Problem, InvalidRequest):
             # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
             found = await self._peek(job, tenant, digest) if key is not None and not once else None
             if found is None:
                 raise
             return found
-        for upload in uploads.values():
-            await upload.store(self._artifacts, tenant)
-        with about(job, 0):
-            try:
-                made = await self._create(record)
-            except Problem as problem:
-                raise _taken(job) if once and problem.status == 422 else problem from None
-        if once and not is_own_write(record, made):
-            raise _taken(job)
-        return made
+        with place, about(job, 0):
+            for upload in uploads.values():
+                await upload.store(self._artifacts, tenant)
+            return await self._create(record, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
         """A new job with the request of one that has ended: a job itself ends exactly once.
@@ -171,21 +165,25 @@ class Submissions:
             earlier = await self._peek(made, tenant, digest)
             if earlier is not None:
                 return earlier
-        self._admission.check(tenant)
+        with self._admission.place(tenant, old.request.inputs()), about(made, 0):
+            return await self._again(old, made, digest)
+
+    async def _again(self, old: JobRecord, made: str, digest: str) -> JobRecord:
+        """The request of that job as a new one."""
         for given in old.request.inputs().values():
             if not given.url:
                 try:
                     # Written again, as in ``_stored``: it is in use from now on.
                     await self._artifacts.put(given.key, self._artifacts.read(given.key))
                 except ArtifactNotFound:
-                    raise Problem(409, "the job's input files are gone: submit it anew", job=job) from None
+                    raise Problem(409, "the job's input files are gone: submit it anew", job=old.id) from None
         now = self._clock.wall()
         record = JobRecord(
             id=made,
             request=old.request,
             payload_hash=digest,
             created_at=now,
-            tenant=tenant,
+            tenant=old.tenant,
             priority=old.priority,
             start_deadline_s=old.start_deadline_s,
             run_timeout_s=old.run_timeout_s,
@@ -194,25 +192,26 @@ class Submissions:
             webhook_url=old.webhook_url,
             retry_of=old.id,
         )
-        with about(made, 0):
-            return await self._create(born(record, Stamp(by=self._name, at=now)))
+        return await self._create(born(record, Stamp(by=self._name, at=now)))
 
-    async def _create(self, record: JobRecord) -> JobRecord:
+    async def _create(self, record: JobRecord, *, once: bool = False) -> JobRecord:
         bucket = self._bus.bucket(JOBS.name)
         try:
             revision = await bucket.create(record.id, encode(record))
         except KeyExists:
+            if once:
+                raise _taken(record.id) from None
             return await self._earlier(record.id, record.tenant, record.payload_hash)
         except BucketFull:
             self._admission.full()
             raise self._admission.refusal() from None
         except BusUnavailable:
-            return await self._reread(record)
+            return await self._reread(record, once)
         self._live.put(record, revision)
         _LOG.info("submitted", model=record.request.model, task=record.request.task, tenant=record.tenant)
         return record
 
-    async def _reread(self, record: JobRecord) -> JobRecord:
+    async def _reread(self, record: JobRecord, once: bool) -> JobRecord:
         """The create was not answered: it may have happened."""
         try:
             async with asyncio.timeout(_REREAD_S):
@@ -223,9 +222,9 @@ class Submissions:
             raise bus_down(record.id)
         found = decode(entry.value, JobRecord)
         self._live.take(entry)
-        if is_own_write(record, found) or found.payload_hash == record.payload_hash:
+        if is_own_write(record, found) or (found.payload_hash == record.payload_hash and not once):
             return found
-        raise _other_payload()
+        raise _taken(record.id) if once else _other_payload()
 
     def _twin(self, tenant: str, digest: str) -> JobRecord | None:
         """The tenant's newest job with that payload, if it is of the last minutes."""

@@ -57,6 +57,8 @@ async def batch(request: AnyRequest) -> Response[bytes]:
     items = given if isinstance(given, list) else _items(given)
     if not 1 <= len(items) <= _MAX_BATCH:
         raise invalid(where, f"must be from 1 to {_MAX_BATCH} requests")
+    if key is None:
+        gateway.admission.room(tenant, len(items))
     made: list[JobRecord] = []
     #: Those that an earlier request under the same key had not made already: only they are taken back.
     fresh: list[JobRecord] = []

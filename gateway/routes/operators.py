@@ -13,8 +13,9 @@ from gateway.names import TENANT, WORKER
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import invalid, not_found
 from gateway.routes.fleet import queue_totals, worker_views
-from gateway.schema import LimitsBody, LimitsView, ReasonBody
+from gateway.schema import LimitsBody, ReasonBody
 from gateway.uploads import decode_json, read, read_json
+from gateway.usage import limits_view
 from shared.messages import TenantLimits
 
 _reason = msgspec.json.Decoder(ReasonBody)
@@ -72,7 +73,7 @@ async def limits(request: AnyRequest, tenant: FromPath[str]) -> Response[bytes]:
     """What a tenant may have, and has: its own business, and admins'."""
     if tenant_of(request) != tenant:
         require(request, Role.ADMIN)
-    return answer(_limits_view(gateway_of(request), _tenant(tenant)))
+    return answer(limits_view(gateway_of(request), _tenant(tenant)))
 
 
 @put("/v1/tenants/{tenant:str}/limits")
@@ -85,19 +86,7 @@ async def limit(request: AnyRequest, tenant: FromPath[str]) -> Response[bytes]:
     limits = TenantLimits(tenant=_tenant(tenant), by=caller.by, **given)
     await note(gateway, caller, "tenant.limit", tenant, ", ".join(f"{name} {given[name]}" for name in sorted(given)))
     await gateway.live.operators.limit(limits)
-    return answer(_limits_view(gateway, tenant))
-
-
-def _limits_view(gateway: Gateway, tenant: str) -> LimitsView:
-    found = gateway.live.operators.limits(tenant)
-    return LimitsView(
-        tenant=tenant,
-        weight=found.weight,
-        max_queued=found.max_queued,
-        max_running=found.max_running,
-        queued=gateway.live.queue.waiting[tenant],
-        running=gateway.live.queue.running[tenant],
-    )
+    return answer(limits_view(gateway, tenant))
 
 
 async def _said(request: AnyRequest) -> str:

@@ -162,17 +162,50 @@ async def test_a_quarantine_is_shown_and_ended(gw: GatewayUnderTest, fleet: Flee
 # --- tenants ----------------------------------------------------------------------------------------------------------
 
 
+NO_LIMITS = {
+    "weight": 1.0,
+    "max_queued": None,
+    "max_running": None,
+    "submits_per_s": None,
+    "burst": None,
+    "max_stored_bytes": None,
+}
+
+
 async def test_limits_are_kept_and_shown(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await gw.submit()
-    body = {"weight": 2.5, "max_queued": 7, "max_running": 3}
+    body = {
+        "weight": 2.5,
+        "max_queued": 7,
+        "max_running": 3,
+        "submits_per_s": 0.5,
+        "burst": 4,
+        "max_stored_bytes": 10**12,
+    }
     answer = await gw.client.put("/v1/tenants/default/limits", json=body)
-    expected = {"tenant": "default", **body, "queued": 1, "running": 0}
+    has = {"queued": 1, "running": 0, "stored_bytes": 0}
+    expected = {"tenant": "default", **body, **has, "own": body}
     assert (answer.status_code, answer.json()) == (200, expected)
     assert (await gw.client.get("/v1/tenants/default/limits")).json() == expected
     kept = await control(gw, tenant_control("default"), TenantLimits)
     assert (kept.weight, kept.max_queued, kept.max_running) == (2.5, 7, 3)
-    unlimited = {"tenant": "other", "weight": 1.0, "max_queued": None, "max_running": None, "queued": 0, "running": 0}
+    assert (kept.submits_per_s, kept.burst, kept.max_stored_bytes) == (0.5, 4, 10**12)
+    unlimited = {"tenant": "other", **NO_LIMITS, **has, "queued": 0, "own": NO_LIMITS}
     assert (await gw.client.get("/v1/tenants/other/limits")).json() == unlimited
+
+
+async def test_where_nothing_was_said_of_a_tenant_the_settings_hold(broker: MemoryBroker, tmp_path: Path) -> None:
+    settings = Settings(
+        limit_submits_per_s=2.0, limit_burst=8, limit_queued=5, limit_running=4, limit_stored_bytes=1000
+    )
+    async with gateway(broker, tmp_path, settings) as gw:
+        usual = (await gw.client.get("/v1/tenants/other/limits")).json()
+        assert (usual["submits_per_s"], usual["burst"], usual["max_queued"]) == (2.0, 8, 5)
+        assert (usual["max_running"], usual["max_stored_bytes"], usual["own"]) == (4, 1000, NO_LIMITS)
+        await gw.client.put("/v1/tenants/other/limits", json={"max_queued": 9})
+        mixed = (await gw.client.get("/v1/tenants/other/limits")).json()
+        assert (mixed["max_queued"], mixed["max_running"], mixed["submits_per_s"]) == (9, 4, 2.0)
+        assert mixed["own"] == {**NO_LIMITS, "max_queued": 9}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +216,9 @@ async def test_limits_are_kept_and_shown(gw: GatewayUnderTest, fleet: Fleet) -> 
         ("default", {"max_queued": -1}, "max_queued"),
         ("default", {"max_running": 1.5}, "max_running"),
         ("default", {"max_walking": 1}, "max_walking"),
+        ("default", {"submits_per_s": -1}, "submits_per_s"),
+        ("default", {"burst": 0}, "burst"),
+        ("default", {"max_stored_bytes": -1}, "max_stored_bytes"),
         ("a.b", {}, "tenant"),
     ],
 )

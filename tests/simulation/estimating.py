@@ -107,7 +107,7 @@ class Watched(Simulation):
         self.findings = Findings()
         self._gateway_fleet = Fleet(bus, clock, BrokerClock(clock))
         self._queue = QueueIndex(settings.ageing_s)
-        self._operators = Operators(bus, clock)
+        self._operators = Operators(bus, clock, settings)
         self._waiting = Waiting(
             self._gateway_fleet,
             self._queue,

@@ -45,7 +45,7 @@ def shaped(problem: Problem) -> Response[bytes]:
     body = msgspec.json.encode(OpenAIErrorBody(error=error))
     headers = dict(problem.headers)
     if "Retry-After" in headers:
-        headers["retry-after-ms"] = str(int(headers["Retry-After"]) * 1000)
+        headers.setdefault("retry-after-ms", str(int(headers["Retry-After"]) * 1000))
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
