@@ -36,6 +36,8 @@ _STATUS = {
     State.FAILED: "FAILURE",
     State.CANCELLED: "REVOKED",
 }
+#: How long ``output_url`` is valid.
+_URL_TTL_S = 3600.0
 #: In the job's metadata: what was sent and not used.
 UNUSED = "turbodiffusion.unused"
 
@@ -158,7 +160,7 @@ async def status(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     record = (await gateway.live.find(ids.parse(job_id), tenant_of(request))).record
     url = None
     if record.state is State.SUCCEEDED and record.outputs:
-        url = f"{gateway.settings.base_url}/v1/jobs/{record.id}/outputs/0"
+        url = await gateway.links.url(record, 0, ttl_s=_URL_TTL_S)
     return answer(status_of(gateway.live.view(record), url))
 
 

@@ -96,7 +96,7 @@ async def test_a_path_that_climbs_is_404(gw: GatewayUnderTest, path: str) -> Non
         ("GET", "/nope", 404),
         ("GET", "/v1/nope", 404),
         ("PUT", "/v1/jobs", 405),
-        ("POST", "/v1/models", 405),
+        ("POST", "/v1/queue", 405),
         ("DELETE", "/healthz", 405),
         ("GET", "/docs/../app.py", 404),
         ("GET", "/docs/nope.js", 404),

@@ -19,3 +19,18 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB between two pictures of the same shape; infinite when they are equal."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def make_video(frames: int = 5, width: int = 64, height: int = 48, fps: int = 8) -> bytes:
+    """An mp4 of so many grey frames, each a little lighter than the one before."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(frames):
+            picture = np.full((height, width, 3), 40 + 8 * index, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return file.getvalue()

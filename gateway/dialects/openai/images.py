@@ -27,6 +27,8 @@ from shared.messages import TERMINAL, JobRecord, State, Task
 
 #: A picture that takes longer is answered 504; its job goes on.
 _WAIT_S = 600.0
+#: How long a picture's URL is valid.
+_URL_TTL_S = 3600.0
 
 
 class ImagesGenerate(Struct, kw_only=True):
@@ -156,7 +158,7 @@ def _succeeded(record: JobRecord) -> JobRecord:
 
 async def _image(gateway: Gateway, record: JobRecord, index: int, by_url: bool) -> ImageMade:
     if by_url:
-        return ImageMade(url=f"{gateway.settings.base_url}/v1/jobs/{record.id}/outputs/{index}")
+        return ImageMade(url=await gateway.links.url(record, index, ttl_s=_URL_TTL_S))
     return ImageMade(b64_json=await _base64(gateway, record, index))
 
 
