@@ -15,6 +15,7 @@ import uvloop
 from litestar import Litestar
 from msgspec.structs import replace
 
+from gateway.access import check_somebody_may
 from gateway.app import create_app
 from gateway.one_write import OneWriteProtocol
 from gateway.parts import Gateway
@@ -88,6 +89,7 @@ async def serve(settings: Settings) -> None:
     settings = replace(settings, public_url=settings.public_url or url)
     bus = await connect(settings, name="gateway")
     try:
+        await check_somebody_may(bus, settings, SystemClock())
         app = create_app(bus, open_artifacts(settings), settings, SystemClock())
         config = uvicorn.Config(
             app,

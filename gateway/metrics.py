@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway.live import Live
+from gateway.problems import status_of
 from shared.bus import Bus
 from shared.messages import State
 
@@ -51,7 +52,12 @@ class Metrics:
                     self._answers.saw(method, route, message["status"], perf_counter() - start)
                 await send(message)
 
-            await app(scope, receive, watched)
+            try:
+                await app(scope, receive, watched)
+            except Exception as error:
+                # From something around the route, which lies further in than this: its answer is made further out.
+                self._answers.saw(method, route, status_of(error), perf_counter() - start)
+                raise
 
         return measured
 

@@ -145,6 +145,21 @@ def problem_of(request: Request[Any, Any, Any], error: Exception) -> Problem:
             return Problem(500, "internal error")
 
 
+def status_of(error: Exception) -> int:
+    """The status that ``problem_of`` gives it."""
+    match error:
+        case Problem():
+            return error.status
+        case HTTPException():
+            return error.status_code
+        case InvalidRequest():
+            return 422
+        case BusError() | ArtifactError():
+            return 503
+        case _:
+            return 500
+
+
 def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     return response(problem_of(request, error))
 
