@@ -153,7 +153,7 @@ FromRank = Hello | Loading | Ready | CannotLoad | Pulse | Done | Refused | Broke
 
 class Run(Frame, frozen=True, kw_only=True, tag="run"):
     """Do this job. ``inputs`` maps the names of ``JobRequest.inputs`` to local files; outputs go to ``out_dir``,
-    which exists and is empty. ``provenance``: what its files say of their origin (``shared.provenance``)."""
+    which exists and is empty. ``provenance``: what its files say of their origin (the setting of that name)."""
 
     job: str
     epoch: int

@@ -13,6 +13,7 @@ from workers.engine.errors import AgreedFailure, JobError, StoppedAt
 from workers.engine.families.base import Family, Job
 from workers.engine.inputs import Inputs, read
 from workers.engine.progress import Pace, Report
+from workers.engine.stages.provenance import provenance
 from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
 
 Answer = Done | Refused | Broke | Stopped
@@ -57,7 +58,8 @@ def lead(
     request = prepared.request
     report = Report(run.job, run.epoch, request, pace, time.monotonic, send, should_stop)
     course = Course(unison, report, device.is_out_of_memory)
-    job = Job(request, prepared.layout, prepared.pictures, Path(run.out_dir), prepared.clips)
+    origin = provenance(run.provenance, run.job, request)
+    job = Job(request, prepared.layout, prepared.pictures, Path(run.out_dir), prepared.clips, origin)
     try:
         made = family.run(job, course)
     except StoppedAt as stopped:

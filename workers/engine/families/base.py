@@ -11,6 +11,7 @@ from msgspec import Struct
 from shared.messages import JobRequest, Layout, ModelCard
 from workers.engine.course import Course
 from workers.engine.media import Clip, Picture
+from workers.engine.stages.provenance import Provenance
 from workers.link import OutputFile
 
 Used = dict[str, str | int | float | bool]
@@ -24,6 +25,7 @@ class Job(Struct, frozen=True):
         clips: ``video`` and ``mask``, of the job's size and frames; a mask has one channel, and may have one frame that
             holds for all.
         out_dir: where rank 0 leaves the outputs; None on other ranks.
+        origin: what they say of themselves.
     """
 
     request: JobRequest
@@ -31,6 +33,7 @@ class Job(Struct, frozen=True):
     pictures: dict[str, Picture]
     out_dir: Path | None
     clips: dict[str, Clip] = {}
+    origin: Provenance | None = None
 
 
 class Made(Struct, frozen=True):

@@ -115,7 +115,8 @@ class _Ending:
         request, folder = self._job.request, self._job.out_dir
         if folder is None:
             return None
-        return Output(folder, self._index, request.width, request.height, request.num_frames, request.fps)
+        size = request.width, request.height
+        return Output(folder, self._index, *size, request.num_frames, request.fps, self._job.origin)
 
     def _take(self, decoding: _Decoding, output: Output | None) -> None:
         request = self._job.request

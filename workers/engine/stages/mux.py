@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from workers.engine.errors import NotServed
+from workers.engine.stages.pictures import Pictures
+from workers.engine.stages.provenance import Provenance, append_xmp, software
 from workers.link import OutputFile
 
 Frame = npt.NDArray[np.uint8]
@@ -26,15 +29,19 @@ class Mp4Writer:
         width: even.
         height: even.
         fps: frames per second.
+        origin: what the file says of it.
 
     Raises:
         NotServed: width or height is odd, which yuv420p does not have.
     """
 
-    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
+    def __init__(self, path: Path, width: int, height: int, fps: int, origin: Provenance | None = None) -> None:
         if width % 2 or height % 2:
             raise NotServed(f"a video of {width}×{height} cannot be written: both must be even")
+        self._path, self._origin = path, origin
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        if origin is not None:
+            self._container.metadata["comment"] = origin.comment
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.options = {"crf": "17", "preset": "veryfast"}
@@ -62,6 +69,8 @@ class Mp4Writer:
         """Write what is left and the index; the file is complete after that."""
         self._container.mux(self._stream.encode())
         self._container.close()
+        if self._origin is not None:
+            append_xmp(self._path, self._origin.xmp)
 
     def abandon(self) -> None:
         """Close without completing: the job was stopped or failed."""
@@ -69,7 +78,8 @@ class Mp4Writer:
 
 
 class Output:
-    """The file of one output, PNG for a single frame and mp4 for more; frames go in as they are decoded.
+    """The file of one output, PNG for a single frame and mp4 for more, and the small pictures of it; frames go in as
+    they are decoded.
 
     Args:
         folder: to write into.
@@ -78,27 +88,41 @@ class Output:
         height: of every frame.
         num_frames: that are to come.
         fps: of a video.
+        origin: what the file says of it.
     """
 
-    def __init__(self, folder: Path, index: int, width: int, height: int, num_frames: int, fps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: int,
+        width: int,
+        height: int,
+        num_frames: int,
+        fps: int,
+        origin: Provenance | None = None,
+    ) -> None:
         self._is_video = num_frames > 1
         self._path = folder / f"{index}.{'mp4' if self._is_video else 'png'}"
         self._size, self._fps = (width, height), fps if self._is_video else 0
-        self._video = Mp4Writer(self._path, width, height, fps) if self._is_video else None
+        self._origin = origin
+        self._video = Mp4Writer(self._path, width, height, fps, origin) if self._is_video else None
+        self._pictures = Pictures(folder, index, width, height, num_frames)
         self._frames = 0
 
     def write(self, frame: Frame) -> None:
         """Add one frame, [H, W, 3] RGB."""
+        self._pictures.take(self._frames, frame)
         self._frames += 1
         if self._video is not None:
             self._video.write(frame)
         else:
-            Image.fromarray(frame).save(self._path, format="PNG")
+            Image.fromarray(frame).save(self._path, format="PNG", pnginfo=_png_info(self._origin))
 
     def close(self) -> OutputFile:
-        """Complete the file."""
+        """Complete the files."""
         if self._video is not None:
             self._video.close()
+        thumbnail, spritesheet = self._pictures.write()
         width, height = self._size
         return OutputFile(
             name=self._path.name,
@@ -107,9 +131,21 @@ class Output:
             height=height,
             num_frames=self._frames,
             fps=self._fps,
+            thumbnail=thumbnail,
+            spritesheet=spritesheet,
         )
 
     def abandon(self) -> None:
         """The job was stopped or failed: leave the file as it is."""
         if self._video is not None:
             self._video.abandon()
+
+
+def _png_info(origin: Provenance | None) -> PngInfo | None:
+    if origin is None:
+        return None
+    info = PngInfo()
+    info.add_itxt("Software", software())
+    info.add_itxt("Comment", origin.comment)
+    info.add_itxt("XML:com.adobe.xmp", origin.xmp)
+    return info
