@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.openapi import operations
 from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
+from gateway.quick import quick_submits
 from gateway.routes import audit, events, files, fleet, health, jobs, keys, media, operators, outputs, session, usage
 from gateway.submit import Submissions
 from gateway.webhooks.parts import Webhooks
@@ -124,5 +125,6 @@ def create_app(
         logging_config=None,
     )
     # Outside of everything: also of what no route answers.
-    app.asgi_handler = Exposure(app.asgi_handler, settings)
+    inside = quick_submits(app.asgi_handler, app, gateway, access.identity, metrics)
+    app.asgi_handler = Exposure(inside, settings)
     return app

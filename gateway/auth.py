@@ -77,7 +77,12 @@ def caller_of(connection: AnyConnection) -> Caller:
     Raises:
         Problem: 401; nobody has said so.
     """
-    caller: Caller | None = connection.scope["state"].get(_STATE)
+    return caller_in(connection.scope)
+
+
+def caller_in(scope: Scope) -> Caller:
+    """As ``caller_of``, where there is no connection yet."""
+    caller: Caller | None = scope["state"].get(_STATE)
     if caller is None:
         raise unauthorized(given=False)
     return caller

@@ -5,16 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import msgspec
-from litestar import Request, delete, get, patch, post
+from litestar import delete, get, patch, post
 from litestar.params import FromPath
 from litestar.response import Response
-from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway import ids, lists
 from gateway.auth import Role, require, tenant_of
 from gateway.forms import converted
 from gateway.index import Filters, cursor, from_cursor
-from gateway.parts import AnyRequest, answer, encoded, gateway_of
+from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
 from gateway.schema import JobList, PatchBody, SubmitBody
@@ -31,40 +30,17 @@ _MAX_PAGE = 500
 _LIST_PARAMETERS = frozenset({"state", "model", "task", "limit", "after"})
 
 
-def json_submits(app: ASGIApp) -> ASGIApp:
-    """Around ``submit``: what is no multipart body is read and answered here, inside all that stands around the route
-    (routing, metrics, errors), but without the framework's arguments and response, which cost more than the rest."""
-
-    async def take(scope: Scope, receive: Receive, send: Send) -> None:
-        request: AnyRequest = Request(scope, receive, send)
-        if content_type(request)[0] == _MULTIPART:
-            await app(scope, receive, send)
-            return
-        gateway = gateway_of(request)
-        body = await read_json(request, _submit, gateway.settings.max_json_bytes)
-        with ExitStack() as stack:
-            record = await _submitted(request, body, {}, stack)
-        record, more = await waited(gateway, request, record)
-        content = encoded(gateway.live.view(record))
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-            (b"location", f"/v1/jobs/{record.id}".encode()),
-            *((name.lower().encode(), value.encode()) for name, value in more.items()),
-        ]
-        await send({"type": "http.response.start", "status": _made(record, more), "headers": headers})
-        await send({"type": "http.response.body", "body": content, "more_body": False})
-
-    return take
-
-
-@post("/v1/jobs", status_code=202, middleware=[json_submits])
+@post("/v1/jobs", status_code=202)
 async def submit(request: AnyRequest) -> Response[bytes]:
-    """Make a job, of a multipart body; ``json_submits`` takes the others."""
+    """Make a job, of a JSON or a multipart body; the plainest of JSON bodies are answered by ``gateway.quick``."""
     gateway = gateway_of(request)
     with ExitStack() as stack:
-        form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
-        record = await _submitted(request, body_of(form), form.files, stack)
+        if content_type(request)[0] == _MULTIPART:
+            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
+            record = await _submitted(request, body_of(form), form.files, stack)
+        else:
+            body = await read_json(request, _submit, gateway.settings.max_json_bytes)
+            record = await _submitted(request, body, {}, stack)
     return await _answer(request, record)
 
 

@@ -25,7 +25,7 @@ from workers.engine.acceleration.attention_cache import Cache
 from workers.engine.course import Alone, Course, Silent
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
-from workers.engine.media import read_picture
+from tests.support.framed import read_picture
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages import decode

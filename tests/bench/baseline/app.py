@@ -1,6 +1,10 @@
 """The same service as a FastAPI application over Celery: ``POST /v1/jobs`` and ``GET /v1/jobs/{id}``, with an API key,
-a rate limit per tenant and every field checked. Written as those projects' documentation advises for speed: pydantic
-models, one connection pool, JSON messages, a result backend that knows a task's state.
+limits per tenant (submits per second, open jobs) and every field checked. Written as those projects' documentation
+advises for speed: pydantic models, one connection pool, JSON messages, a result backend that knows a task's state.
+
+Celery answers ``PENDING`` for every id that it has never heard of. So what was asked for, and by whom, is kept in redis
+too, in the round trip that counts the tenant's jobs: else nobody could be told that there is no such job, or kept from
+another tenant's.
 
 ``BASELINE_STYLE``: ``threads`` (a plain function, which the framework runs in its thread pool, as blocking calls
 should be) or ``inline`` (the blocking call on the event loop: quicker on an idle broker, and a slow one blocks all).
@@ -14,8 +18,10 @@ import hashlib
 import hmac
 import os
 import time
+import uuid
 from typing import Annotated
 
+import redis
 from celery import Celery
 from celery.result import AsyncResult
 from fastapi import Depends, FastAPI, Header, HTTPException
@@ -27,13 +33,17 @@ PEPPER = os.environ["BASELINE_PEPPER"].encode()
 KEYS = {os.environ["BASELINE_KEY_HASH"]: "default"}
 SUBMITS_PER_S = 1e6
 
+MAX_OPEN = 10_000_000
+KEPT_S = 86400
+
+store = redis.Redis.from_url(f"{REDIS}/2")
 queue = Celery("baseline", broker=f"{REDIS}/0", backend=f"{REDIS}/1")
 queue.conf.update(task_serializer="json", result_serializer="json", accept_content=["json"], task_track_started=True)
 
 
 @queue.task(name="generate")
 def generate(request: dict[str, object]) -> dict[str, object]:
-    """What a worker would do; none runs while submits are measured."""
+    """What a worker would do; none runs while submits are measured. It would count the tenant's jobs down again."""
     return {"outputs": [], "seed": request["seed"]}
 
 
@@ -69,6 +79,8 @@ class Status(BaseModel):
 
     id: str
     state: str
+    created_at: float
+    request: Submit
     result: dict[str, object] | None
 
 
@@ -107,33 +119,46 @@ Tenant = Annotated[str, Depends(tenant)]
 app = FastAPI()
 
 
-def _submit(body: Submit) -> Submitted:
-    made = generate.apply_async(args=[body.model_dump()], priority=body.priority)
-    return Submitted(id=str(made.id), state="queued", created_at=time.time(), request=body)
+def _submit(body: Submit, who: str) -> Submitted:
+    made = Submitted(id=str(uuid.uuid4()), state="queued", created_at=time.time(), request=body)
+    with store.pipeline(transaction=False) as pipeline:
+        pipeline.set(f"job:{who}:{made.id}", made.model_dump_json(), ex=KEPT_S)
+        pipeline.incr(f"open:{who}")
+        _, count = pipeline.execute()
+    if count > MAX_OPEN:
+        store.decr(f"open:{who}")
+        raise HTTPException(429, "too many open jobs", headers={"Retry-After": "10"})
+    generate.apply_async(args=[body.model_dump()], task_id=made.id, priority=body.priority)
+    return made
 
 
-def _status(job: str) -> Status:
+def _status(job: str, who: str) -> Status:
+    kept = store.get(f"job:{who}:{job}")
+    if kept is None:
+        raise HTTPException(404, "no such job")
     found = AsyncResult(job, app=queue)
     state = found.state
-    return Status(id=job, state=state, result=found.result if state == "SUCCESS" else None)
+    made = Submitted.model_validate_json(kept)
+    result = found.result if state == "SUCCESS" else None
+    return Status(id=job, state=state, request=made.request, created_at=made.created_at, result=result)
 
 
 if os.environ.get("BASELINE_STYLE") == "inline":
 
     @app.post("/v1/jobs", status_code=202)
     async def submit(body: Submit, who: Tenant) -> Submitted:
-        return _submit(body)
+        return _submit(body, who)
 
     @app.get("/v1/jobs/{job}")
     async def status(job: str, who: Tenant) -> Status:
-        return _status(job)
+        return _status(job, who)
 
 else:
 
     @app.post("/v1/jobs", status_code=202)
     def submit_in_a_thread(body: Submit, who: Tenant) -> Submitted:
-        return _submit(body)
+        return _submit(body, who)
 
     @app.get("/v1/jobs/{job}")
     def status_in_a_thread(job: str, who: Tenant) -> Status:
-        return _status(job)
+        return _status(job, who)
