@@ -17,9 +17,9 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from deploy import jobs, models, operators
-from deploy.client import Gateway, Refused, Unreachable
-from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, print_json, setting, settings_from
+from deploy import jobs, keys, models, operators
+from deploy.client import Refused, Unreachable
+from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, gateway_at, print_json, setting, settings_from
 from deploy.workers import workers as list_workers
 from shared.errors import GenfleetError, SettingsError
 from shared.settings import PREFIX, variable
@@ -40,6 +40,9 @@ app = App(
 )
 pool_app = App(name="pool", help="Pool files: what a worker serves, and with what.", group=_OTHER)
 app.command(pool_app)
+keys.app.group = (_OPERATORS,)
+app.command(keys.app)
+app.command(keys.audit, group=_OPERATORS)
 models.app.group = (_OTHER,)
 app.command(models.app)
 app.command(
@@ -79,6 +82,9 @@ def up(
     nats_port: Annotated[
         int | None, setting("nats_port", "Port of nats-server on the loopback; 0: a free one.")
     ] = None,
+    auth: Annotated[
+        str | None, setting("auth", "Who must show a key: auto, keys or open; with keys the admin's is made.")
+    ] = None,
     log_level: LogLevel = None,
 ) -> int:
     """Start everything on this machine, nats-server included, and watch over it until Ctrl-C."""
@@ -94,6 +100,7 @@ def up(
         devices=devices,
         model=model,
         nats_port=nats_port,
+        auth=auth,
         log_level=log_level,
     )
 
@@ -169,7 +176,7 @@ def version(*, url: Url = None) -> int:
     """Print this genfleet's version, and the gateway's if there is one."""
     print(f"genfleet {version_of('genfleet')}")
     try:
-        with Gateway(settings_from(url=url).url) as there:
+        with gateway_at(url) as there:
             print(f"gateway  {there.version().decode()}")
     except Unreachable:
         print("gateway  not there")
@@ -196,6 +203,8 @@ def run(arguments: Sequence[str]) -> int:
             line = f"{each.field}: {each.message}" if each.field else each.message
             if line != str(error):  # the gateway's own sentence may be that of the only field
                 _tell(f"  {line}")
+        if error.status == 401:
+            _tell(f"  the key for it goes into {PREFIX}KEY, or into a file named by {PREFIX}KEY_FILE")
         return USAGE if error.status in (400, 413, 415, 422) else FAILED
     except (SettingsError, pools.PoolError) as error:
         _complain(str(error))

@@ -7,7 +7,7 @@ import mimetypes
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -136,19 +136,42 @@ class Transition(Struct, frozen=True):
 Event = Transition | ProgressView
 
 
+class _Key(httpx.Auth):
+    """Shows the key to the gateway, and to nobody else: a file's URL may lead elsewhere."""
+
+    def __init__(self, key: str, url: str) -> None:
+        self._key = key
+        self._to = self._origin(httpx.URL(url))
+
+    @staticmethod
+    def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+        return url.scheme, url.host, url.port
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._origin(request.url) == self._to:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        yield request
+
+
 class Gateway:
-    """A connection to the gateway at ``url``; a context manager.
+    """A connection to the gateway at ``url``, with the key that it asks for, if it does; a context manager.
 
     Every method raises ``Unreachable`` when there is no gateway, or it has lost its message bus, and ``Refused`` when
     it says no.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
         self.url = url.rstrip("/")
         timeout = httpx.Timeout(30.0, connect=5.0)
         # A proxy named in the environment is for other machines: it could not reach this one's loopback.
         outside = httpx.URL(self.url).host not in ("127.0.0.1", "::1", "localhost")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, follow_redirects=True, trust_env=outside)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=timeout,
+            follow_redirects=True,
+            trust_env=outside,
+            auth=_Key(key, self.url) if key else None,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -206,10 +229,19 @@ class Gateway:
         with self._reached():
             return _checked(self._http.post(f"/v1/jobs/{quote(job, safe='')}/cancel"))
 
-    def post(self, path: str, body: Mapping[str, str] | None = None) -> bytes:
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> bytes:
         """What the gateway answers to that path, whose parts are quoted here."""
         with self._reached():
             return _checked(self._http.post(quote(path), json=body) if body else self._http.post(quote(path)))
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+        """The same of GET."""
+        return self._get(quote(path), query)
+
+    def delete(self, path: str) -> bytes:
+        """The same of DELETE."""
+        with self._reached():
+            return _checked(self._http.delete(quote(path)))
 
     def events(self, job: str, after: int | None = None) -> Iterator[Event]:
         """The job's changes after the transition of that index (None: all), then new ones until the stream ends, which

@@ -60,10 +60,7 @@ class DataFolder:
 
     def token(self) -> str:
         """The bus's token that this folder has, or a new random one."""
-        try:
-            return self.places.token.read_text() or secrets.token_hex(32)
-        except OSError:
-            return secrets.token_hex(32)
+        return kept(self.places.token)
 
     def _lock(self) -> None:
         """One supervisor per data folder. The kernel drops the lock with the process."""
@@ -80,6 +77,14 @@ class DataFolder:
         os.truncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         self._lock_fd = fd
+
+
+def kept(path: Path) -> str:
+    """The secret that the file holds, or a new random one, 64 hex digits, which nobody has written down yet."""
+    try:
+        return path.read_text().strip() or secrets.token_hex(32)
+    except OSError:
+        return secrets.token_hex(32)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -134,7 +134,7 @@ def _folder(about: str, folder: Path, *, private: bool) -> Iterator[Finding]:
 
 def _gateway(settings: Settings) -> Finding:
     try:
-        with Gateway(settings.url) as there:
+        with Gateway(settings.url, settings.key) as there:
             return Finding(
                 state="ok", about="gateway", message=f"answers at {settings.url}: {there.version().decode()}"
             )

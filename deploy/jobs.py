@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from deploy.client import Gateway, JobPage, JobView
-from deploy.options import FAILED, LEFT, OK, JsonFlag, Output, Url, print_json, settings_from
+from deploy.options import FAILED, LEFT, OK, JsonFlag, Output, Url, gateway_at, print_json
 from deploy.watch import duration, follow, show, words
 from shared.errors import SettingsError
 from shared.messages import State
@@ -106,7 +106,7 @@ def submit(
     for name, path in given:
         if not path.is_file():
             raise SettingsError(f"--{name.replace('_', '-').removesuffix('s')}: there is no file {path}")
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.submit({name: str(value) for name, value in values.items() if value is not None}, given)
         job = msgspec.json.decode(answer, type=JobView)
         if watch or wait or output is not None:
@@ -155,13 +155,13 @@ def watch(
     url: Url = None,
 ) -> int:
     """Follow a job to its end with a live bar; with --output also fetch its result."""
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         return _to_the_end(there, job, output, bar=not wait, json=json, save=output is not None)
 
 
 def cancel(job: Annotated[str, Parameter(help="The job's id.")], *, json: JsonFlag = False, url: Url = None) -> int:
     """Cancel a job: at once while it is queued, at its next step while it runs."""
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.cancel(job)
     if json:
         print_json(answer)
@@ -184,7 +184,7 @@ def jobs(
 ) -> int:
     """List jobs, newest first."""
     query = {"limit": str(limit), "state": state, "model": model}
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.jobs({name: value for name, value in query.items() if value is not None})
     if json:
         print_json(answer)

@@ -27,7 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from deploy import nats
-from deploy.datafolder import DataFolder, write_private
+from deploy.datafolder import DataFolder, kept, write_private
 from deploy.plan import Places, PlanError, Programs, address, plan, pool_files, sized, worker_names
 from deploy.ports import PortInUse, check_free, free_port
 from deploy.process import Child, Ended, last_lines
@@ -85,6 +85,7 @@ class LocalFleet:
         self._children: list[Child] = []
         self._ends: Counter[str] = Counter()
         self._folder = DataFolder(settings.data_dir)
+        self._admin_key = ""
         self.url = ""
 
     @property
@@ -131,6 +132,11 @@ class LocalFleet:
             store_dir=self.places.jetstream,
         )
         write_private(self.places.nats_config, config)
+        write_private(self.places.secret, settings.secret or kept(self.places.secret))
+        if not settings.keyless:
+            self._admin_key = settings.admin_key or kept(self.places.admin_key)
+            write_private(self.places.admin_key, self._admin_key)
+            self._say(f"requests need a key; the admin's is in {self.places.admin_key}")
         for name, text in pools.items():
             (self.places.pools / f"{name}.toml").write_text(text, encoding="utf-8")
         programs = Programs(nats_server=server, python=Path(sys.executable))
@@ -151,7 +157,8 @@ class LocalFleet:
         """
         told: dict[str, str] = {}
         standing = {name: _Standing() for name in worker_names(self._given)}
-        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}
+        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False, headers=headers) as client:
             began, answers = self._clock.monotonic(), False
             while not all(one.serves or one.hopeless for one in standing.values()):
                 await self._clock.sleep(_POLL_S)

@@ -1,5 +1,5 @@
-"""The commands of operators: hold and release the queue, drain and resume a worker, retry a job. There is no
-authentication yet: whoever reaches the gateway may do this."""
+"""The commands of operators: hold and release the queue, drain and resume a worker; and retry a job, which everybody
+may do with their own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from deploy.client import Gateway, JobView
-from deploy.options import OK, JsonFlag, Url, print_json, settings_from
+from deploy.client import JobView
+from deploy.options import OK, JsonFlag, Url, gateway_at, print_json
 
 Reason = Annotated[str, Parameter(help="Why; shown to whoever waits.")]
 Worker = Annotated[str, Parameter(help="The worker's name.")]
@@ -38,7 +38,7 @@ def resume(worker: Worker, *, json: JsonFlag = False, url: Url = None) -> int:
 
 def retry(job: Annotated[str, Parameter(help="The job's id.")], *, json: JsonFlag = False, url: Url = None) -> int:
     """Make a new job with the request of one that has ended; prints its id."""
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.post(f"/v1/jobs/{job}/retry")
     if json:
         print_json(answer)
@@ -48,7 +48,7 @@ def retry(job: Annotated[str, Parameter(help="The job's id.")], *, json: JsonFla
 
 
 def _say(path: str, reason: str, json: bool, url: str | None, done: str) -> int:
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.post(path, {"reason": reason} if reason else None)
     if json:
         print_json(answer)

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
+from deploy.client import Gateway
 from shared.settings import Settings, load, variable
 
 OK, FAILED, USAGE, UNREACHABLE, LEFT = 0, 1, 2, 3, 130
@@ -28,6 +29,12 @@ Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Wait fo
 def settings_from(**options: object) -> Settings:
     """The settings, with the options that were given on the command line (not None) over all others."""
     return load(options={name: value for name, value in options.items() if value is not None})
+
+
+def gateway_at(url: str | None) -> Gateway:
+    """The gateway that the options and the settings name, with the key that is shown there."""
+    settings = settings_from(url=url)
+    return Gateway(settings.url, settings.key)
 
 
 def print_json(data: bytes) -> None:

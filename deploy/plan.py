@@ -52,6 +52,14 @@ class Places:
         return self.data / "nats-token"
 
     @property
+    def secret(self) -> Path:
+        return self.data / "secret"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.data / "admin-key"
+
+    @property
     def nats_config(self) -> Path:
         return self.data / "nats.conf"
 
@@ -150,13 +158,16 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
     """The processes of a fleet on one machine, in the order in which they are started.
 
     ``settings`` has the real ports (no 0). ``environ`` is the supervisor's environment; its ``GENFLEET_`` variables
-    are replaced by the settings, and the token of the bus is passed as the name of a file.
+    are replaced by the settings, and what must stay secret is passed as the name of a file, to those who need it.
     """
     assert 0 not in (settings.port, settings.nats_port), "ports are chosen before the plan is made"
     shared = replace(
         settings,
         nats_url=f"nats://127.0.0.1:{settings.nats_port}",
         nats_token="",
+        secret="",
+        admin_key="",
+        key="",
         artifacts=str(places.artifacts) if settings.artifacts == Settings().artifacts else settings.artifacts,
         url="http://" + address(settings),
         log_file="",
@@ -167,20 +178,23 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
         runtime_dir=str(places.runtime),
     )
 
-    def environment(chosen: Settings) -> dict[str, str]:
+    def environment(chosen: Settings, secrets: Mapping[str, Path]) -> dict[str, str]:
         others = {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
         return {
             "PYTHONUNBUFFERED": "1",
             **others,
             **to_environ(chosen),
             f"{variable('nats_token')}_FILE": str(places.token),
+            **{f"{variable(name)}_FILE": str(path) for name, path in secrets.items()},
         }
 
-    def service(name: str, module: str, rank: int, grace_s: float, chosen: Settings = shared) -> ProcessSpec:
+    def service(
+        name: str, module: str, rank: int, grace_s: float, chosen: Settings = shared, **secrets: Path
+    ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
             command=(str(programs.python), "-m", module),
-            env=environment(chosen),
+            env=environment(chosen, secrets),
             log=places.logs / f"{name}.log",
             stop_rank=rank,
             stop_grace_s=grace_s,
@@ -200,10 +214,11 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
         own = replace(shared, worker=name, pool=str(pool), worker_metrics_port=port and port + index)
         return service(name, "workers.agent", 0, 20.0, own)
 
+    keys = {} if settings.keyless else {"admin_key": places.admin_key}
     return (
         broker,
-        service("gateway", "gateway", 0, settings.shutdown_grace_s + 5.0),
-        service("scheduler", "scheduler", 1, 10.0),
+        service("gateway", "gateway", 0, settings.shutdown_grace_s + 5.0, secret=places.secret, **keys),
+        service("scheduler", "scheduler", 1, 10.0, secret=places.secret),
         *(worker(index, name) for index, name in enumerate(worker_names(settings))),
     )
 

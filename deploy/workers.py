@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from deploy.client import Gateway
-from deploy.options import OK, JsonFlag, Url, print_json, settings_from
+from deploy.options import OK, JsonFlag, Url, gateway_at, print_json
 
 
 class WorkerShown(Struct, frozen=True):
@@ -29,7 +28,7 @@ class _Workers(Struct, frozen=True):
 
 def workers(*, json: JsonFlag = False, url: Url = None) -> int:
     """List the workers: what each serves, with how many ranks, and how far one is that is still loading."""
-    with Gateway(settings_from(url=url).url) as there:
+    with gateway_at(url) as there:
         answer = there.workers()
     if json:
         print_json(answer)

@@ -54,7 +54,7 @@ def test_the_environment_of_a_service_gives_it_its_settings() -> None:
         environment = dict(specs[name].env)
         assert environment["PATH"] == "/bin"
         assert environment.pop("GENFLEET_NATS_TOKEN_FILE") == "/data/nats-token"
-        loaded = load(environment)
+        loaded = load(without_files(environment))
         assert (loaded.nats_url, loaded.port, loaded.lease_s) == ("nats://127.0.0.1:4333", 9000, 2.5)
         assert (loaded.artifacts, loaded.runtime_dir, loaded.log_file) == ("/data/artifacts", "/run/x", "")
         assert loaded.drain_grace_s == 0
@@ -64,14 +64,38 @@ def test_the_environment_of_a_service_gives_it_its_settings() -> None:
 
 
 def load_worker(spec: ProcessSpec) -> Settings:
-    return load({name: value for name, value in spec.env.items() if name != "GENFLEET_NATS_TOKEN_FILE"})
+    return load(without_files(spec.env))
 
 
-def test_the_token_is_on_no_command_line_and_in_no_environment() -> None:
-    for spec in planned(Settings(port=1, nats_port=2, nats_token="secret")).values():
-        assert "secret" not in " ".join(spec.command)
-        assert "secret" not in spec.env.values()
-        assert "secret" not in repr(spec)
+def without_files(environ: dict[str, str]) -> dict[str, str]:
+    """The settings that are no files' contents."""
+    return {name: value for name, value in environ.items() if not name.endswith("_FILE")}
+
+
+def test_no_secret_is_on_a_command_line_or_in_an_environment() -> None:
+    named = ("nats_token", "secret", "admin_key", "key")
+    settings = Settings(port=1, nats_port=2, auth="keys", **{name: f"the {name}" for name in named})  # type: ignore[arg-type]
+    for spec in planned(settings).values():
+        for name in named:
+            assert f"the {name}" not in " ".join(spec.command)
+            assert f"the {name}" not in spec.env.values()
+            assert f"the {name}" not in repr(spec)
+
+
+def test_secrets_reach_those_who_need_them_and_no_worker() -> None:
+    def files(specs: dict[str, ProcessSpec]) -> dict[str, set[str]]:
+        named = ("GENFLEET_SECRET_FILE", "GENFLEET_ADMIN_KEY_FILE")
+        return {name: {file for file in named if file in spec.env} for name, spec in specs.items()}
+
+    secret, admin = {"GENFLEET_SECRET_FILE"}, {"GENFLEET_ADMIN_KEY_FILE"}
+    none: set[str] = set()
+    assert files(planned(Settings(port=1, nats_port=2, auth="keys"))) == {
+        "nats": none,
+        "gateway": secret | admin,
+        "scheduler": secret,
+        "worker-0": none,
+    }
+    assert files(planned(SETTINGS))["gateway"] == secret
 
 
 def test_an_artifact_store_of_one_s_own_is_kept() -> None:
