@@ -35,6 +35,8 @@ _POLICY = (
     b"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
     b"form-action 'none'; frame-ancestors 'none'"
 )
+_READS = ("GET", "HEAD")
+_LINKS = "/media/"
 _YEAR_S = 31_536_000
 _PREFLIGHT_S = 600
 _READABLE = (
@@ -103,7 +105,10 @@ class Exposure:
         if self._checks_host and not self._is_ours(host):
             await self._refuse(send, 421, "this gateway is not called by that name: see GENFLEET_ALLOWED_HOSTS")
             return
-        if self._checks_origin and not listed and not self._from_here(method, host, origin, site, mode):
+        # A signed link to a file is its own permission, wherever it is shown.
+        linked = method in _READS and str(scope["path"]).startswith(_LINKS)
+        asked = self._checks_origin and not listed and not linked
+        if asked and not self._from_here(method, host, origin, site, mode):
             await self._refuse(send, 403, "this origin may not call the gateway: see GENFLEET_CORS_ORIGINS")
             return
         allowed = self._allowed(origin) if listed and origin is not None else None
@@ -174,4 +179,4 @@ class Exposure:
         if site in (None, b"same-origin", b"none"):
             return True
         # A link to a page is followed from anywhere; whoever set it does not see what comes of it.
-        return mode == b"navigate" and method in ("GET", "HEAD") and origin is None
+        return mode == b"navigate" and method in _READS and origin is None

@@ -50,7 +50,10 @@ _START = """window.ui = SwaggerUIBundle({
 });
 """
 #: Nothing from elsewhere: the page works on a machine without a network, and tells nobody that it was opened.
-_POLICY = {"Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"}
+_POLICY = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+}
 
 
 @get("/", opt=OPEN)
