@@ -11,6 +11,7 @@ from gateway.broker_clock import BrokerClock
 from gateway.entries import decoded
 from gateway.resolve import Offer
 from shared.bus import Batch, Bus
+from shared.cards import Cards
 from shared.clock import Clock
 from shared.messages import Layout, ModelCard, WorkerLease, WorkerState
 
@@ -58,8 +59,10 @@ class Fleet:
         self._bus = bus
         self._clock = clock
         self._broker_clock = broker_clock
+        #: Of each model the card that counts.
         self.models: dict[str, ModelCard] = {}
         self._leases: dict[str, Seen] = {}
+        self._cards = Cards(self._leases.__contains__)
         self._by_model: dict[str, set[str]] = defaultdict(set)
         self._there: dict[str, _There] = {}
         self.generation = 0
@@ -78,24 +81,32 @@ class Fleet:
                 self._leases[entry.key] = Seen(lease, renewed)
                 for model in lease.models:
                     self._by_model[model].add(entry.key)
+            if before is None or lease is None:
+                self._choose(*(known.models if (known := lease or before) is not None else ()))
 
     def on_models(self, batch: Batch) -> None:
         """Model cards, from the follower."""
         self.generation += 1
         if batch.reset:
+            self._cards.clear()
             self.models.clear()
         for entry in batch.entries:
-            card = decoded(entry, ModelCard)
-            if card is not None:
-                self.models[card.name] = card
+            self._choose(self._cards.take(entry.key, decoded(entry, ModelCard)))
+
+    def _choose(self, *models: str) -> None:
+        for model in models:
+            card = self._cards.get(model)
+            if card is None:
+                self.models.pop(model, None)
             else:
-                self.models.pop(entry.key.replace("=", "."), None)
+                self.models[model] = card
 
     def workers(self) -> list[tuple[WorkerLease, str, float]]:
         """All leases by worker, each with the worker's state as seen from here and the seconds since it was renewed."""
         for name, seen in list(self._leases.items()):
             if self._silence(seen) > _FORGET_WORKER_S:
                 self._forget(name)
+                self._choose(*seen.lease.models)
         now = self._clock.monotonic()
         return [(seen.lease, self._state(seen), now - seen.at) for _, seen in sorted(self._leases.items(), key=_name)]
 

@@ -89,7 +89,11 @@ def job_view(
 
 def concerns(progress: Progress | None, record: JobRecord) -> bool:
     """Whether that progress is of the attempt that the record is in."""
-    return progress is not None and progress.epoch == record.epoch and record.state in _EXECUTING
+    return (
+        progress is not None
+        and (progress.epoch, progress.worker) == (record.epoch, record.worker)
+        and record.state in _EXECUTING
+    )
 
 
 def progress_view(progress: Progress | None, outputs: int) -> ProgressView | None:

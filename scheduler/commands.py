@@ -86,10 +86,12 @@ class SendCancel(Struct, frozen=True, kw_only=True):
 
 class DropResult(Struct, frozen=True, kw_only=True):
     """Remove a result that was folded or can never be. With ``certain`` False the job is not known here: read its
-    record first, and tell of both if the result still counts. Not answered otherwise."""
+    record first, and tell of both if the result still counts. ``superseded``: its attempt can never be the one that
+    counts, so what it put into the store goes too. Not answered otherwise."""
 
     result: Result
     certain: bool
+    superseded: bool = False
 
 
 class WriteQuarantine(Struct, frozen=True, kw_only=True):

@@ -56,7 +56,8 @@ def _fold(state: CoreState, job: Job, commands: list[Command]) -> bool:
             kept.append(result)
             counts = result
         else:
-            commands.append(DropResult(result=result, certain=True))
+            over = result.epoch < job.epoch or (result.epoch == job.epoch and job.state is State.QUEUED)
+            commands.append(DropResult(result=result, certain=True, superseded=over))
     if kept:
         state.results[job.id] = kept
     else:

@@ -22,7 +22,7 @@ def learn_job(state: CoreState, seen: Summary, commands: list[Command]) -> None:
     if seen.state in TERMINAL:
         if known is not None and known.kind is not None and seen.state is State.SUCCEEDED and seen.ran_s is not None:
             state.paces.learn(seen.wish.model, seen.volume, seen.steps, known.kind, seen.ran_s - seen.load_s)
-        learn_end(state, seen.id, seen.revision, commands, seen.ran_s)
+        learn_end(state, seen.id, seen.revision, commands, seen.ran_s, seen.epoch)
         return
     job = known or Job(seen)
     came_from = job.worker if known is not None and job.active else None
@@ -38,14 +38,23 @@ def _keeps_away(job: Job, worker: str, now: float) -> bool:
     return job.avoid is not None and job.avoid.worker == worker and job.avoid.strict and now < job.avoid.until
 
 
-def learn_end(state: CoreState, name: str, revision: int, commands: list[Command], ran_s: float | None = None) -> None:
+def learn_end(
+    state: CoreState,
+    name: str,
+    revision: int,
+    commands: list[Command],
+    ran_s: float | None = None,
+    epoch: int | None = None,
+) -> None:
+    """The job has ended, at that epoch; None: its record is gone."""
     job = state.jobs.get(name)
     if job is not None:
         state.forget(job, ran_s)
     state.end(name, revision)
     if state.ready:
         for result in state.results.pop(name, ()):
-            commands.append(DropResult(result=result, certain=True))
+            over = epoch is not None and result.epoch != epoch
+            commands.append(DropResult(result=result, certain=True, superseded=over))
     elif not state.leading and len(state.caught) == len(Stream):
         # The leader drops them; who takes over reads the bucket again. Before all is read nobody would read it again.
         state.results.pop(name, None)

@@ -12,13 +12,16 @@ from scheduler.commands import WriteQuarantine
 from scheduler.events import ControlSeen, Event, ModelSeen, UsageSeen
 from scheduler.shares import Shares
 from shared.bus import Bus, Entry
+from shared.cards import Cards
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey
 from shared.fit import largest_volume
 from shared.messages import Control, ModelCard, TenantUsage, decode, encode
 from shared.telemetry import log
-from shared.topology import CONTROL, MODELS, USAGE, model_of, quarantine_control
+from shared.topology import CONTROL, MODELS, USAGE, model_key, quarantine_control
 
+#: How long a worker's cards are kept that is gone, if another has the model too.
+CARD_KEPT_S = 86_400.0
 #: How much of the tenants' use may be forgotten when the leader is killed.
 SAVE_EVERY_S = 5.0
 
@@ -34,6 +37,7 @@ class Ledger:
         leads: whether this process may write.
         age: seconds since an entry was written.
         feed: takes the events.
+        is_there: whether the worker of that name lives.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Ledger:
         leads: Callable[[], bool],
         age: Callable[[Entry], float],
         feed: Callable[[Event], None],
+        is_there: Callable[[str], bool],
     ) -> None:
         self._control = bus.bucket(CONTROL.name)
         self._usage = bus.bucket(USAGE.name)
@@ -52,12 +57,18 @@ class Ledger:
         self._leads = leads
         self._feed = feed
         self._age = age
+        self._cards = Cards(is_there)
+        #: Since when workers are not there that have cards left.
+        self._absent: dict[str, float] = {}
+        self._models = bus.bucket(MODELS.name)
         #: The newest revision that was seen of each key, by bucket.
         self._seen: dict[str, dict[str, int]] = {}
 
     def made_anew(self, bucket: str) -> None:
         """That bucket begins again."""
         self._seen.pop(bucket, None)
+        if bucket == MODELS.name:
+            self._cards.clear()
 
     def _is_news(self, bucket: str, entry: Entry) -> bool:
         """What is brought once more must not undo what came after it."""
@@ -82,22 +93,36 @@ class Ledger:
         """A model's card, or that it is withdrawn."""
         if not self._is_news(MODELS.name, entry):
             return
-        if entry.value is None:
-            self._feed(ModelSeen(now=self._clock.monotonic(), model=model_of(entry.key), footprints=(), largest=0))
-            return
-        try:
-            card = decode(entry.value, ModelCard)
-        except msgspec.MsgspecError as error:
-            _LOG.error("not_a_card", key=entry.key, error=str(error))
-            return
-        self._feed(
-            ModelSeen(
-                now=self._clock.monotonic(),
-                model=card.name,
-                footprints=card.footprints,
-                largest=largest_volume(card),
-            )
-        )
+        card = None
+        if entry.value is not None:
+            try:
+                card = decode(entry.value, ModelCard)
+            except msgspec.MsgspecError as error:
+                _LOG.error("not_a_card", key=entry.key, error=str(error))
+                return
+        model = self._cards.take(entry.key, card)
+        now, counts = self._clock.monotonic(), self._cards.get(model)
+        if counts is None:
+            self._feed(ModelSeen(now=now, model=model, footprints=(), largest=0))
+        else:
+            self._feed(ModelSeen(now=now, model=model, footprints=counts.footprints, largest=largest_volume(counts)))
+
+    async def clear_cards(self) -> None:
+        """Remove cards of workers that have been gone for long, but for the last that is known of each model: workers
+        whose names never come back must not fill the bucket."""
+        now = self._clock.monotonic()
+        spare = list(self._cards.spare())
+        gone = {worker for worker, _ in spare}
+        self._absent = {worker: self._absent.get(worker, now) for worker in gone}
+        for worker, model in spare:
+            if now - self._absent[worker] < CARD_KEPT_S:
+                continue
+            key = model_key(worker, model).removeprefix(".")  # an older worker gave no name
+            try:
+                await self._models.delete(key)
+                await self._models.purge(key)
+            except (BusUnavailable, BucketFull, InvalidKey) as error:
+                _LOG.warning("card_not_removed", key=key, error=type(error).__name__)
 
     def see_usage(self, entry: Entry, live: bool) -> None:
         """What a tenant had used, as an earlier leader wrote it."""
@@ -116,6 +141,7 @@ class Ledger:
             await self._clock.sleep(SAVE_EVERY_S)
             if not self._leads():
                 continue
+            await self.clear_cards()
             for usage in self._shares.unsaved(self._clock.monotonic()):
                 try:
                     await self._usage.put(usage.tenant, encode(replace(usage, at=self._clock.wall())))

@@ -33,6 +33,9 @@ class Metrics:
             "genfleet_scheduler_expired", "Archived jobs that retention removed", registry=self.registry
         )
         self.swept = Counter("genfleet_scheduler_swept", "Files that nothing referred to", registry=self.registry)
+        self.leftovers = Counter(
+            "genfleet_scheduler_leftovers", "Files of attempts that came too late, removed", registry=self.registry
+        )
         self.assign = Histogram(
             "genfleet_scheduler_assign_seconds",
             "From the decision to assign a job to the worker's acceptance",

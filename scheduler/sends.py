@@ -104,7 +104,8 @@ class Sends:
             if seen.epoch < command.epoch or (here and seen.state in (State.ASSIGNED, State.RUNNING)):
                 return
         key = cancel_key(command.worker, command.incarnation, command.job, command.epoch)
-        order = encode(CancelOrder(job=command.job, epoch=command.epoch))
+        cancelled = seen is not None and seen.epoch == command.epoch and seen.state is State.CANCELLING
+        order = encode(CancelOrder(job=command.job, epoch=command.epoch, superseded=not cancelled))
         try:
             await self._watch.answered(lambda: self._orders.put(key, order))
             await self._bus.publish(nudge_subject(command.worker, command.incarnation), order)

@@ -35,6 +35,7 @@ from scheduler.events import (
 )
 from scheduler.leader import Election, Leader
 from scheduler.ledger import Ledger
+from scheduler.leftovers import Leftovers
 from scheduler.metrics import Metrics
 from scheduler.policy import Times
 from scheduler.sends import Sends
@@ -134,12 +135,15 @@ class Scheduler:
         if artifacts is not None:
             self._sweep = Sweep(bus, clock, self.metrics, artifacts, lambda: self.state.ready)
         self._watch = Watch(bus, clock, self.name, self._feed, self._archive)
-        self._writes = Writes(bus, clock, self.name, self._watch, self.metrics, self._feed)
+        leftovers = Leftovers(bus, clock, self.metrics, artifacts)
+        self._writes = Writes(bus, clock, self.name, self._watch, leftovers, self.metrics, self._feed)
         self.election = election or Leader(
             bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
         )
         self._sends = Sends(bus, settings, clock, self._watch, self.metrics, self.election.leads, self._feed)
-        self._ledger = Ledger(bus, clock, self.state.shares, lambda: self.state.ready, self._watch.age, self._feed)
+        self._ledger = Ledger(
+            bus, clock, self.state.shares, lambda: self.state.ready, self._watch.age, self._feed, self._is_there
+        )
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -207,6 +211,10 @@ class Scheduler:
                     self._watch.see_result(entry, live=False)
                 if batch.caught_up:
                     return
+
+    def _is_there(self, worker: str) -> bool:
+        known = self.state.workers.get(worker)
+        return known is not None and not known.gone
 
     def _now(self) -> float:
         return self._clock.monotonic()

@@ -14,6 +14,7 @@ import msgspec
 from scheduler.commands import DropResult, FoldIn, ToAssigned, ToFailed, ToQueued, ToRunning, WriteRecord
 from scheduler.entities import ACTIVE
 from scheduler.events import Event, ResultSeen, WriteLost, WriteRefused, WriteWon
+from scheduler.leftovers import Leftovers, is_over
 from scheduler.metrics import Metrics
 from scheduler.records import Revision
 from scheduler.watch import Watch
@@ -21,7 +22,7 @@ from shared.bus import Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey, ValueTooLarge, WrongRevision
 from shared.lifecycle import IllegalTransition, Stamp, assign, fail, fold, is_own_write, requeue, run
-from shared.messages import Failed, JobRecord, Reason, decode, encode
+from shared.messages import TERMINAL, Failed, JobRecord, Reason, decode, encode
 from shared.telemetry import about, log
 from shared.topology import JOBS, RESULTS, result_key
 
@@ -33,16 +34,25 @@ class Writes:
 
     Args:
         name: of this start of the scheduler; it marks the records that it writes.
+        leftovers: removes the files of attempts that came too late.
     """
 
     def __init__(
-        self, bus: Bus, clock: Clock, name: str, watch: Watch, metrics: Metrics, feed: Callable[[Event], None]
+        self,
+        bus: Bus,
+        clock: Clock,
+        name: str,
+        watch: Watch,
+        leftovers: Leftovers,
+        metrics: Metrics,
+        feed: Callable[[Event], None],
     ) -> None:
         self._jobs = bus.bucket(JOBS.name)
         self._results = bus.bucket(RESULTS.name)
         self._clock = clock
         self._name = name
         self._watch = watch
+        self._leftovers = leftovers
         self._metrics = metrics
         self._feed = feed
 
@@ -136,8 +146,9 @@ class Writes:
         self._feed(WriteRefused(now=self._now(), job=command.job))
 
     async def drop(self, command: DropResult) -> None:
-        """Remove the result, if it is certain that it counts no more."""
-        result = command.result
+        """Remove the result, if it is certain that it counts no more, and before it the files of an attempt that came
+        too late."""
+        result, superseded = command.result, command.superseded
         if not command.certain:
             try:
                 seen = await self._watch.look(result.job)
@@ -145,9 +156,14 @@ class Writes:
                 return
             if seen is not None:
                 counts = seen.epoch == result.epoch and seen.state in ACTIVE
-                if seen.epoch < result.epoch or counts:
+                if counts or (seen.epoch < result.epoch and seen.state not in TERMINAL):
                     self._feed(ResultSeen(now=self._now(), result=result))
                     return
+                superseded = is_over(result.epoch, seen)
+            else:
+                superseded = await self._watch.answered(lambda: self._leftovers.of_departed(result))
+        if superseded:
+            await self._leftovers.remove(result)
         key = result_key(result.worker, result.job, result.epoch)
         revision = self._watch.result_dropped(key)
         await self._watch.answered(lambda: self._results.purge(key, revision))

@@ -709,13 +709,17 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     incarnation: str
     outcome: Outcome
     ran_s: float = 0.0
+    #: As it was assigned: where to look for the record of a job that has left the queue's bucket.
+    tenant: str = DEFAULT_TENANT
 
 
 class CancelOrder(Message, frozen=True, kw_only=True, tag="cancel"):
-    """Stop this job at this epoch at the next step. Bucket ``orders``, key ``<worker>.<incarnation>.<job>.<epoch>``."""
+    """Stop this job at this epoch at the next step. Bucket ``orders``, key ``<worker>.<incarnation>.<job>.<epoch>``.
+    ``superseded``: the job has gone on without this attempt, and nobody waits for its end."""
 
     job: str
     epoch: int
+    superseded: bool = False
 
 
 class DrainOrder(Message, frozen=True, kw_only=True, tag="drain"):

@@ -20,7 +20,10 @@ class BucketSpec:
         ttl_s: entries vanish that long after their write; None keeps them.
         max_bytes: the bucket refuses writes beyond it.
         max_value: largest value in bytes.
-        owners: who may write it.
+        owners: who may write it; ``worker``: each worker its own keys.
+        readers: who may read it; a worker again its own keys only.
+        cleaners: who else may remove entries.
+        of_worker: the keys that are one worker's own, as a filter with its name for ``{worker}``.
     """
 
     name: str
@@ -30,6 +33,9 @@ class BucketSpec:
     ttl_s: float | None = None
     max_bytes: int = 256 * MiB
     max_value: int = 64 * 1024
+    readers: tuple[str, ...] = ("gateway", "scheduler")
+    cleaners: tuple[str, ...] = ()
+    of_worker: str = ""
 
 
 JOBS = BucketSpec(
@@ -42,19 +48,26 @@ RESULTS = BucketSpec(
     name="results",
     holds="<worker>.<job>.<epoch>: Result, the end of an attempt, until the scheduler has folded it",
     owners=("worker",),
+    readers=("scheduler",),
+    cleaners=("scheduler",),
+    of_worker="{worker}.*.*",
 )
 WORKERS = BucketSpec(
     name="workers",
     holds="<worker>: WorkerLease",
     owners=("worker",),
+    readers=("gateway", "scheduler", "worker"),
+    of_worker="{worker}",
     memory=True,
     ttl_s=60.0,
     max_bytes=32 * MiB,
 )
 PROGRESS = BucketSpec(
     name="progress",
-    holds="<job id>: Progress",
+    holds="<worker>.<job id>: Progress",
     owners=("worker",),
+    readers=("gateway",),
+    of_worker="{worker}.*",
     memory=True,
     ttl_s=600.0,
     max_bytes=64 * MiB,
@@ -63,16 +76,26 @@ ORDERS = BucketSpec(
     name="orders",
     holds="<worker>.<incarnation>.<job>.<epoch>: CancelOrder; <worker>.<incarnation>.drain: DrainOrder",
     owners=("gateway", "scheduler"),
+    readers=("gateway", "scheduler", "worker"),
+    of_worker="{worker}.>",
     ttl_s=7 * 86400.0,
     max_bytes=64 * MiB,
 )
 MODELS = BucketSpec(
-    name="models", holds="<model>: ModelCard", owners=("worker",), max_bytes=32 * MiB, max_value=256 * 1024
+    name="models",
+    holds="<worker>.<model>: ModelCard, as that worker has it (of old, <model>: ModelCard)",
+    owners=("worker",),
+    readers=("gateway", "scheduler", "worker"),
+    cleaners=("scheduler",),
+    of_worker="{worker}.*",
+    max_bytes=32 * MiB,
+    max_value=256 * 1024,
 )
 LEADER = BucketSpec(
     name="leader",
     holds="scheduler: LeaderLease, of the one scheduler that decides",
     owners=("scheduler",),
+    readers=("scheduler",),
     memory=True,
     ttl_s=10.0,
     max_bytes=1 * MiB,
@@ -136,6 +159,24 @@ WEBHOOKS = BucketSpec(
     max_bytes=4 * MiB,
 )
 
+GATEWAYS = BucketSpec(
+    name="gateways",
+    holds="<gateway>: GatewayLease, of each start of each gateway",
+    owners=("gateway",),
+    readers=("gateway",),
+    memory=True,
+    ttl_s=60.0,
+    max_bytes=1 * MiB,
+)
+UPLOADS = BucketSpec(
+    name="uploads",
+    holds="<tenant>.<sha256>: KeptInput, of the last day and a quarter: longer than the sweep leaves what is not used",
+    owners=("gateway",),
+    readers=("gateway",),
+    ttl_s=30 * 3600.0,
+    max_bytes=64 * MiB,
+)
+
 BUCKETS = (
     JOBS,
     RESULTS,
@@ -153,6 +194,8 @@ BUCKETS = (
     DELIVERIES,
     DELIVERED,
     WEBHOOKS,
+    GATEWAYS,
+    UPLOADS,
 )
 
 #: Admission stops at this share of ``JOBS``: the rest is for transitions, else a full queue could never drain.
@@ -174,14 +217,20 @@ def drain_key(worker: str, incarnation: str) -> str:
     return f"{worker}.{incarnation}.drain"
 
 
-def model_key(name: str) -> str:
+def progress_key(worker: str, job: str) -> str:
+    """Key in ``progress``; an older worker writes under the job's id alone."""
+    return f"{worker}.{job}"
+
+
+def model_key(worker: str, name: str) -> str:
     """Key in ``models``. Model names may hold dots (``wan2.1``), which separate tokens on the bus."""
-    return name.replace(".", "=")
+    return f"{worker}.{name.replace('.', '=')}"
 
 
-def model_of(key: str) -> str:
-    """The name of the model under that key in ``models``."""
-    return key.replace("=", ".")
+def model_of(key: str) -> tuple[str, str]:
+    """The worker whose card is under that key in ``models`` (``""`` of an older worker), and the model's name."""
+    worker, _, name = key.rpartition(".")
+    return worker, name.replace("=", ".")
 
 
 def assign_subject(worker: str, incarnation: str) -> str:
@@ -192,6 +241,17 @@ def assign_subject(worker: str, incarnation: str) -> str:
 def nudge_subject(worker: str, incarnation: str) -> str:
     """Where that start of that worker is told to look at its orders now."""
     return f"worker.{worker}.{incarnation}.nudge"
+
+
+def reply_subject(subject: str, inbox: str) -> str | None:
+    """Where the answer to a request on that subject is awaited, if it is to a worker, which may answer there alone:
+    under its own name. None: anywhere.
+
+    Args:
+        inbox: what only the asking process listens to; a token.
+    """
+    parts = subject.split(".")
+    return f"worker.{parts[1]}.reply.{inbox}" if parts[0] == "worker" and len(parts) > 2 else None
 
 
 #: Key in ``control``.
@@ -230,6 +290,11 @@ def session_end(session: str) -> str:
 
 #: Key in ``leader``.
 LEADER_KEY = "scheduler"
+
+
+def upload_key(tenant: str, sha256: str) -> str:
+    """Key in ``uploads``."""
+    return f"{tenant}.{sha256}"
 
 
 def archive_key(tenant: str, job: str) -> str:

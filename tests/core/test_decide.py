@@ -348,11 +348,24 @@ def test_a_result_may_come_before_its_record() -> None:
 
 
 @pytest.mark.parametrize(("state", "epoch"), [(RUNNING, 2), (ASSIGNED, 2), (CANCELLING, 2), (QUEUED, 1), (QUEUED, 2)])
-def test_a_result_that_counts_no_more_is_removed(state: State, epoch: int) -> None:
+def test_a_result_that_counts_no_more_is_removed_with_its_files(state: State, epoch: int) -> None:
     core = Core()
     core.lease(state=WorkerState.DRAINING)
     core.seen(job(revision=9, state=state, epoch=epoch))
-    assert core.tell(ResultSeen(now=core.now, result=result())) == [DropResult(result=result(), certain=True)]
+    dropped = DropResult(result=result(), certain=True, superseded=True)
+    assert core.tell(ResultSeen(now=core.now, result=result())) == [dropped]
+
+
+def test_of_a_job_that_has_ended_the_files_of_its_last_epoch_stay_and_those_of_others_go() -> None:
+    core = Core()
+    core.lease(held=holds(("j", 2)))
+    core.seen(job(revision=3, state=RUNNING, epoch=2))
+    core.tell(ResultSeen(now=core.now, result=result(epoch=2)))
+    core.tell(ResultSeen(now=core.now, result=result(epoch=3)))
+    assert core.won(job(revision=4, state=State.SUCCEEDED, epoch=2)) == [
+        DropResult(result=result(epoch=2), certain=True),
+        DropResult(result=result(epoch=3), certain=True, superseded=True),
+    ]
 
 
 def test_a_result_from_another_worker_is_removed() -> None:

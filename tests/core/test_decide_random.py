@@ -261,9 +261,12 @@ class World:
             case WriteQuarantine(quarantine=quarantine):
                 self.tell_control(quarantine)
                 return []
-            case DropResult(result=result, certain=certain):
+            case DropResult(result=result, certain=certain, superseded=superseded):
                 _, record = self.records[result.job]
                 active = record.state not in TERMINAL and record.state is not State.QUEUED
+                if superseded and record.epoch == result.epoch:
+                    assert not active, "the files of an attempt that counts go"
+                    assert record.state is not State.SUCCEEDED, "the files of a job that succeeded go"
                 counts = record.epoch < result.epoch or (record.epoch == result.epoch and active)
                 if certain:
                     assert not counts or record.worker != result.worker, "a result that counts was dropped"

@@ -28,7 +28,7 @@ from shared.messages import (
     decode,
     encode,
 )
-from shared.topology import MODELS, PROGRESS, RESULTS, WORKERS
+from shared.topology import MODELS, PROGRESS, RESULTS, WORKERS, model_key
 from tests.support.agent_scene import Scene, ready_scene
 from tests.support.scripted_rank import (
     INCARNATION,
@@ -69,7 +69,7 @@ async def test_the_lease_is_renewed_every_third_of_it(scene: Scene) -> None:
 
 async def test_the_models_cards_are_announced_once(scene: Scene) -> None:
     stream = scene.house.broker.streams[MODELS.name]
-    entry = await until(lambda: stream.last.get("dummy"))
+    entry = await until(lambda: stream.last.get(model_key(WORKER, "dummy")))
     assert entry.value is not None
     assert decode(entry.value, ModelCard) == card("dummy")
     await scene.clock.advance(20)

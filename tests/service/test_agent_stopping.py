@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from shared.artifacts import Artifacts, Stored
-from shared.errors import ArtifactError
-from shared.lifecycle import Stamp, cancel
 from shared.messages import (
     Cancelled,
     CancelOrder,
@@ -89,15 +86,6 @@ async def test_a_cancel_whose_nudge_came_just_before_the_job_stops_it_at_once(sc
     await _order_cancel(scene, "job1")
     await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
     await scene.run("job1")
-    assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
-
-
-async def test_a_cancelling_record_is_enough_if_its_order_was_never_written(scene: Scene) -> None:
-    await scene.house.send("job1")
-    await scene.rank.hear()
-    record = await scene.house.write_running("job1")
-    await scene.house.write(cancel(record, Stamp(by="gateway", at=0.0)))
-    await scene.clock.advance(2.1)
     assert await scene.rank.hear() == Cancel(job="job1", epoch=1)
 
 
@@ -213,23 +201,8 @@ async def test_a_drain_order_hands_the_job_back_after_the_grace_and_the_agent_st
 # --- the store away --------------------------------------------------------------------------------------------------
 
 
-def _fail_puts(monkeypatch: pytest.MonkeyPatch, failures: float) -> list[str]:
-    """The store refuses so many puts; the list grows with each."""
-    refused: list[str] = []
-    whole = Artifacts.take_file
-
-    async def take_file(self: Artifacts, key: str, path: Path) -> Stored:
-        if len(refused) < failures:
-            refused.append(key)
-            raise ArtifactError("the store is away")
-        return await whole(self, key, path)
-
-    monkeypatch.setattr(Artifacts, "take_file", take_file)
-    return refused
-
-
 async def test_an_output_is_put_until_the_store_takes_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = _fail_puts(monkeypatch, 3)
+    refused = scene.fail_puts(monkeypatch, 3)
     run = await scene.run("job1")
     scene.done(run)
     for number, wait in enumerate((0.3, 0.6, 1.1), start=1):
@@ -240,7 +213,7 @@ async def test_an_output_is_put_until_the_store_takes_it(scene: Scene, monkeypat
 
 
 async def test_a_store_that_stays_away_ends_in_the_run_timeout(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = _fail_puts(monkeypatch, float("inf"))
+    refused = scene.fail_puts(monkeypatch, float("inf"))
     run = await scene.run("job1", run_timeout_s=20.0)
     scene.done(run)
     await until(lambda: refused)
@@ -252,7 +225,7 @@ async def test_a_store_that_stays_away_ends_in_the_run_timeout(scene: Scene, mon
 
 
 async def test_a_cancel_during_the_upload_ends_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = _fail_puts(monkeypatch, float("inf"))
+    refused = scene.fail_puts(monkeypatch, float("inf"))
     run = await scene.run("job1")
     scene.done(run)
     await until(lambda: refused)

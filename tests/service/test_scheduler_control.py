@@ -112,7 +112,9 @@ async def test_a_quarantine_is_written_down_and_found_again(room: Room) -> None:
 async def test_a_wish_that_is_brought_once_more_does_not_undo_a_later_one(room: Room) -> None:
     scheduler = await room.scheduler()
     seen: list[Event] = []
-    ledger = Ledger(room.bus, room.clock, scheduler.state.shares, lambda: False, lambda _: 0.0, seen.append)
+    ledger = Ledger(
+        room.bus, room.clock, scheduler.state.shares, lambda: False, lambda _: 0.0, seen.append, lambda _: True
+    )
 
     def entry(revision: int, *, held: bool) -> Entry:
         return Entry(QUEUE_CONTROL, encode(QueueControl(held=held)), revision, 0.0)

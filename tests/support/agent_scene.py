@@ -7,6 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from shared.artifacts import Artifacts, Stored
+from shared.errors import ArtifactError
 from shared.messages import Accepted, Layout, WorkerState
 from shared.settings import Settings
 from tests.support.clock import FakeClock
@@ -37,6 +41,20 @@ class Scene:
     def files_left(self) -> list[Path]:
         """What lies in the folders of attempts."""
         return [path for path in (self.house.runtime_dir / "jobs").rglob("*") if path.is_file()]
+
+    def fail_puts(self, monkeypatch: pytest.MonkeyPatch, failures: float) -> list[str]:
+        """The store refuses so many puts; the list grows with each."""
+        refused: list[str] = []
+        whole = Artifacts.take_file
+
+        async def take_file(store: Artifacts, key: str, path: Path) -> Stored:
+            if len(refused) < failures:
+                refused.append(key)
+                raise ArtifactError("the store is away")
+            return await whole(store, key, path)
+
+        monkeypatch.setattr(Artifacts, "take_file", take_file)
+        return refused
 
     def done(self, run: Run, **used: int) -> None:
         """Rank 0 answers with one file."""

@@ -18,6 +18,7 @@ from litestar.types import Message
 
 from gateway.app import create_app
 from gateway.parts import Gateway
+from gateway.webhooks.sending import Sender
 from shared import lifecycle
 from shared.artifacts import Artifacts, open_store
 from shared.clock import Clock
@@ -38,7 +39,7 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from shared.topology import JOBS, MODELS, PROGRESS, WORKERS, model_key, output_key
+from shared.topology import JOBS, MODELS, PROGRESS, WORKERS, model_key, output_key, progress_key
 from tests.support.clock import FakeClock, settle
 from tests.support.memory_bus import MemoryBroker, MemoryBus
 
@@ -211,14 +212,18 @@ class GatewayUnderTest:
 
 @asynccontextmanager
 async def gateway(
-    broker: MemoryBroker, folder: Path, settings: Settings | None = None, name: str = "gateway"
+    broker: MemoryBroker,
+    folder: Path,
+    settings: Settings | None = None,
+    name: str = "gateway",
+    sender: Sender | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A running gateway, caught up."""
     bus = broker.connect(name)
     artifacts = open_store(str(folder))
     clock = broker.clock
     assert isinstance(clock, FakeClock)
-    app = create_app(bus, artifacts, settings or Settings(), clock)
+    app = create_app(bus, artifacts, settings or Settings(), clock, sender=sender)
     asgi: Any = app
     transport = httpx.ASGITransport(app=asgi, raise_app_exceptions=False)
     started, stop = asyncio.Event(), asyncio.Event()
@@ -252,7 +257,7 @@ class Fleet:
 
     async def announce(self, card: ModelCard = CARD) -> None:
         """A pool has this model."""
-        await self.bus.bucket(MODELS.name).put(model_key(card.name), encode(card))
+        await self.bus.bucket(MODELS.name).put(model_key("w1", card.name), encode(card))
         await settle()
 
     async def lease(
@@ -322,7 +327,7 @@ class Fleet:
         message = Progress(
             job=str(job), epoch=epoch, worker="w1", stage=stage, step=step, total_steps=total, eta_s=float(total - step)
         )
-        await self.bus.bucket(PROGRESS.name).put(str(job), encode(message))
+        await self.bus.bucket(PROGRESS.name).put(progress_key("w1", str(job)), encode(message))
         await settle()
 
     async def finish(

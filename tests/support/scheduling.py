@@ -11,6 +11,7 @@ from scheduler.invariants import check
 from scheduler.leader import Election
 from scheduler.policy import Times
 from scheduler.shell import Scheduler
+from shared.artifacts import Artifacts
 from shared.clock import Clock
 from shared.lifecycle import Stamp, born, cancel
 from shared.messages import CancelOrder, JobRecord, JobRequest, Layout, Outcome, State, decode, encode
@@ -52,8 +53,9 @@ class AlwaysLeads:
 class Room:
     """Everything that one service test needs; ``close`` checks every scheduler's invariants."""
 
-    def __init__(self) -> None:
+    def __init__(self, artifacts: Artifacts | None = None) -> None:
         self.clock = FakeClock()
+        self.artifacts = artifacts
         self.broker = MemoryBroker(self.clock)
         self.bus = self.broker.connect("client")
         self.jobs = self.bus.bucket(JOBS.name)
@@ -70,7 +72,15 @@ class Room:
     ) -> Scheduler:
         """Start a scheduler and wait until it is ready (if the broker is up)."""
         bus = self.broker.connect(name)
-        made = Scheduler(bus, Settings(), clock or self.clock, name=name, times=times, election=election)
+        made = Scheduler(
+            bus,
+            Settings(),
+            clock or self.clock,
+            name=name,
+            times=times,
+            election=election,
+            artifacts=self.artifacts,
+        )
         self.schedulers[name] = (made, asyncio.ensure_future(made.run()))
         await settle()
         return made

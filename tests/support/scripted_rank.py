@@ -35,7 +35,7 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from shared.topology import JOBS, PROGRESS, RESULTS, WORKERS, assign_subject, result_key
+from shared.topology import JOBS, PROGRESS, RESULTS, WORKERS, assign_subject, progress_key, result_key
 from tests.support.memory_bus import MemoryBroker
 from workers.agent.agent import Agent
 from workers.agent.metrics import AgentMetrics
@@ -250,7 +250,7 @@ class AgentHouse:
 
     def progress(self, job: str) -> Progress | None:
         """The job's progress as the broker has it now."""
-        entry = self.broker.streams[PROGRESS.name].last.get(job)
+        entry = self.broker.streams[PROGRESS.name].last.get(progress_key(WORKER, job))
         return None if entry is None or entry.value is None else decode(entry.value, Progress)
 
     def metric(self, name: str, **labels: str) -> float:

@@ -4,9 +4,7 @@ It has as many jobs at a time as its group holds: one, except with the dummy eng
 
     renew            publish the lease every third of it, and at once on a change, but not at every one of very many;
                      announce the models
-    follow orders    read orders and the held jobs' records at the same beat, at once when nudged, and once soon after
-                     a job began
-    look after       see what became of finished attempts' files
+    follow orders    read orders at the same beat, at once when nudged, and once soon after a job began
     group            launch, serve, relaunch (``group``)
     work             each attempt, its progress, its result; then idle again
 
@@ -103,7 +101,6 @@ class Agent:
         self._group = Group(pool, launcher, clock, runtime_dir, self._change, pulls)
         self._lease = LeaseKeeper(bus)
         self._orders = Orders(bus, worker, incarnation)
-        self._results = Results(bus, artifacts, clock)
         self._accepts = Accepts()
         self._work = Work(
             bus=bus,
@@ -111,7 +108,7 @@ class Agent:
             downloads=Downloads.of(settings, clock),
             clock=clock,
             group=self._group,
-            results=self._results,
+            results=Results(bus, clock),
             metrics=self._metrics,
             capacity=pool.capacity,
             stop_grace_s=pool.limits.stop_grace_s,
@@ -148,7 +145,6 @@ class Agent:
                         self._listen(),
                         self._renew(),
                         self._follow_orders(),
-                        self._look_after(),
                         self._drain(),
                     )
                 ]
@@ -163,7 +159,6 @@ class Agent:
         finally:
             for subscription in self._subscriptions:
                 await subscription.close()
-        await self._results.look()
         await self._lease.withdraw(self._worker, self.incarnation)
 
     def stop(self) -> None:
@@ -250,7 +245,7 @@ class Agent:
             self._metrics.show(lease, self._group.launched, self._group.ends, self._lease.failures)
             self._metrics.show_acceleration(self._group.models.acceleration)
             if confirmed:
-                await self._lease.announce(self._group.models.cards)
+                await self._lease.announce(self._worker, self._group.models.cards)
             if confirmed and lease.state is WorkerState.IDLE and not self.ready.is_set():
                 _log.info("ready", worker=self._worker, incarnation=self.incarnation, models=lease.models)
                 self.ready.set()
@@ -310,11 +305,6 @@ class Agent:
                 for attempt in attempts:
                     attempt.stop(Stop.DRAIN)
 
-    async def _look_after(self) -> None:
-        while True:
-            await self._clock.sleep(self._settings.lease_s / 3)
-            await self._results.look()
-
     # --- jobs --------------------------------------------------------------------------------------------------------
 
     async def _assigned(self, payload: bytes) -> bytes:
@@ -337,8 +327,7 @@ class Agent:
             self._metrics.refusals.labels(type(reply).__name__).inc()
             with about(assign.job, assign.epoch):
                 _log.info("assignment_refused", reply=type(reply).__name__)
-            # If an older attempt at the same job is in the way, this is how it learns that it is over.
-            self._nudged.set()
+            self._end_older(assign)
         elif last_epoch != assign.epoch and self._tasks is not None:
             self._accepts.add(assign.job, assign.epoch)
             self._work.begin(assign, self._tasks)
@@ -346,6 +335,13 @@ class Agent:
                 # The order to cancel may have been there before the job was.
                 self._nudged.set()
         return encode(reply)
+
+    def _end_older(self, assign: Assign) -> None:
+        """An assignment of a job that is held at an earlier epoch says that the earlier attempt is over."""
+        held = self._work.attempts.get(assign.job)
+        ours = (assign.worker, assign.incarnation) == (self._worker, self.incarnation)
+        if held is not None and ours and held.assign.epoch < assign.epoch:
+            held.stop(Stop.TAKEN)
 
     def _has_room(self, job: str) -> bool:
         return self._work.room.is_set() and job not in self._work.attempts

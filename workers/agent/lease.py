@@ -2,7 +2,8 @@
 
 Renewed by compare-and-set on the agent's own last write, so that an agent notices when another one has started under
 its name: a new start forfeits the old one's jobs, and the old one must go. A lease that has vanished (a memory bucket
-after a broker restart) is simply written again.
+after a broker restart) is simply written again. With several replicas of the bucket a read may come from one that lags
+behind, and shows what this agent wrote before; that is no reason to overwrite what refused it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from shared.bus import Bus
-from shared.errors import BusError, GenfleetError, WrongRevision
+from shared.errors import BusError, BusUnavailable, GenfleetError, WrongRevision
 from shared.messages import ModelCard, WorkerLease, decode, encode
 from shared.telemetry import log
 from shared.topology import MODELS, WORKERS, model_key
 from workers.agent.orders import UNREADABLE
+
+#: Reads in a row that may show an older lease than the last that was acknowledged.
+MAX_STALE_READS = 5
 
 _log = log(__name__)
 
@@ -51,7 +55,10 @@ class LeaseKeeper:
         self._workers = bus.bucket(WORKERS.name)
         self._models = bus.bucket(MODELS.name)
         self._beat = 0
+        #: Of the last write that was acknowledged: its revision and beat.
         self._revision: int | None = None
+        self._known_beat = 0
+        self._stale_reads = 0
         self._away = False
         self._announced: dict[str, ModelCard] = {}
         self.failures = 0
@@ -65,6 +72,7 @@ class LeaseKeeper:
         self._beat += 1
         try:
             self._revision = await self._write(replace(lease, beat=self._beat))
+            self._known_beat = self._beat
         except BusError as error:
             self.failures += 1
             if not self._away:
@@ -83,20 +91,27 @@ class LeaseKeeper:
                 return await self._workers.update(lease.worker, value, self._revision)
             except WrongRevision:
                 found = await self._workers.get(lease.worker)
-            if found is not None and found.value is not None and _incarnation(found.value) != lease.incarnation:
-                raise Superseded
+            there = None if found is None or found.value is None else _lease(found.value)
+            if found is not None and found.value is not None:
+                if there is None or there.incarnation != lease.incarnation:
+                    raise Superseded
+                if there.beat <= self._known_beat and self._stale_reads < MAX_STALE_READS:
+                    self._stale_reads += 1
+                    raise BusUnavailable("the lease was read from a replica that lags behind")
+        self._stale_reads = 0
         return await self._workers.put(lease.worker, value)
 
-    async def announce(self, cards: tuple[ModelCard, ...]) -> None:
-        """Make the cards known, where what is known differs. May be called again and again."""
+    async def announce(self, worker: str, cards: tuple[ModelCard, ...]) -> None:
+        """Make the cards known as this worker's, where what is known differs. May be called again and again."""
         for card in cards:
             if self._announced.get(card.name) == card:
                 continue
             value = encode(card)
             try:
-                found = await self._models.get(model_key(card.name))
+                key = model_key(worker, card.name)
+                found = await self._models.get(key)
                 if found is None or found.value != value:
-                    await self._models.put(model_key(card.name), value)
+                    await self._models.put(key, value)
             except BusError as error:
                 _log.warning("model_not_announced", model=card.name, error=str(error))
                 continue
@@ -106,14 +121,15 @@ class LeaseKeeper:
         """Take the lease back, if it is still this agent's: observers need not wait for it to run out."""
         try:
             found = await self._workers.get(worker)
-            if found is not None and found.value is not None and _incarnation(found.value) == incarnation:
+            there = None if found is None or found.value is None else _lease(found.value)
+            if found is not None and there is not None and there.incarnation == incarnation:
                 await self._workers.delete(worker, found.revision)
         except BusError as error:
             _log.info("lease_left", error=str(error))
 
 
-def _incarnation(value: bytes) -> str:
+def _lease(value: bytes) -> WorkerLease | None:
     try:
-        return decode(value, WorkerLease).incarnation
+        return decode(value, WorkerLease)
     except UNREADABLE:
-        return ""
+        return None

@@ -15,6 +15,7 @@ from shared.clock import Clock
 from shared.errors import BusError
 from shared.messages import Progress, Stage, encode
 from shared.telemetry import log
+from shared.topology import progress_key
 from workers.agent.race import first
 
 #: Writes in any window of a second.
@@ -87,7 +88,7 @@ class ProgressRelay:
             return
         self._pace.sent(self._clock.monotonic())
         try:
-            await self._bucket.put(latest.job, encode(latest))
+            await self._bucket.put(progress_key(latest.worker, latest.job), encode(latest))
         except BusError as error:
             _log.debug("progress_lost", error=str(error))
 

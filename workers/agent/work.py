@@ -9,7 +9,7 @@ from pathlib import Path
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.messages import Assign, Failed, Held, Outcome, Reason, Result
+from shared.messages import Assign, Cancelled, Failed, Held, Outcome, Reason, Result
 from shared.telemetry import about, log
 from shared.topology import PROGRESS
 from workers.agent.attempt import Attempt
@@ -121,8 +121,8 @@ class Work:
             self._metrics.attempts.labels(word).inc()
             self._metrics.attempt_seconds.observe(ran_s)
             _log.info("attempt_ended", outcome=word, ran_s=round(ran_s, 3))
-            if attempt.stored:
-                self._results.watch(assign.job, assign.epoch, assign.tenant)
+            if outcome is None and attempt.stored:
+                outcome = Cancelled()  # nobody waits for it, but it left files
             self.delivering += 1
             if outcome is not None:
                 await self._results.deliver(
@@ -133,6 +133,7 @@ class Work:
                         incarnation=assign.incarnation,
                         outcome=outcome,
                         ran_s=ran_s,
+                        tenant=assign.tenant,
                     )
                 )
         del self.attempts[assign.job]
