@@ -37,6 +37,8 @@ _SAYS = {
 }
 TEXT: Json = {"type": "string"}
 BINARY: Json = {"type": "string", "format": "binary"}
+#: A file whose type says what it is.
+FILE = "*/*"
 #: What stands before every route may say.
 _BEFORE = (401, 403)
 _RETRY_AFTER: Json = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}

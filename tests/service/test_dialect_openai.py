@@ -12,12 +12,13 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from shared.lifecycle import fail
-from shared.messages import Input, State
+from shared.lifecycle import Stamp, fail, fold
+from shared.messages import FloatRange, Input, JobRecord, Output, State, Succeeded
 from shared.settings import Settings
 from tests.support.clock import settle
 from tests.support.gateway import BOUND_S, CARD, Fleet, GatewayUnderTest, gateway, png
 from tests.support.memory_bus import MemoryBroker
+from tests.support.video import make_video
 
 FIELDS = {
     "id", "object", "created_at", "completed_at", "expires_at", "status", "progress", "model", "prompt", "seconds",
@@ -188,6 +189,113 @@ async def test_a_remix_has_the_same_picture_and_another_prompt(gw: GatewayUnderT
     assert after == replace(before, prompt="a dog")
 
 
+EVERYTHING = replace(
+    CARD,
+    tasks=("video-editing", "text-to-video", "text-to-image"),
+    also_takes=("mask", "references"),
+    loras=("ink", "oil"),
+    guidance_scale_2=FloatRange(min=0.0, max=9.0, default=2.0),
+    control_scale=FloatRange(min=0.0, max=2.0, default=1.0),
+    strength=FloatRange(min=0.0, max=1.0, default=0.5),
+)
+
+
+async def test_a_remix_carries_all_that_its_source_was_made_of(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await fleet.announce(EVERYTHING)
+    clip = ("c.mp4", make_video(), "video/mp4")
+    fields = {
+        "prompt": "a cat", "seed": "5", "n": "2", "guidance_scale": "3", "guidance_scale_2": "4",
+        "control_scale": "0.5",
+        "loras": '[{"name": "ink", "weight": 0.5}]', "cache": '{"start_step": 1, "interval": 2, "end_step": 4}',
+        "step_cache": '{"threshold": 0.1}', "parallel[cfg_size]": "2", "metadata": '{"a": "b"}',
+    }  # fmt: skip
+    files = [("video", clip), ("mask", clip)] + [("references", ("r.png", png(), "image/png"))] * 2
+    made = await gw.client.post("/v1/videos", data=fields, files=files)
+    assert made.status_code == 200, made.text
+    job = made.json()["id"]
+    before = await fleet.record(job)
+    request = before.request
+    assert (len(request.references), request.mask is None, request.n) == (2, False, 2)
+    await fleet.complete(job)
+    remix = await gw.client.post(f"/v1/videos/{job}/remix", json={"prompt": "a dog"})
+    assert remix.status_code == 200, remix.text
+    after = await fleet.record(remix.json()["id"])
+    assert after.request == replace(request, prompt="a dog")
+    assert after.metadata == {"a": "b", "remixed_from_video_id": job}
+    # Of the video itself: what steered its making is not there to steer any more, the rest is.
+    await fleet.announce(replace(EVERYTHING, tasks=(*EVERYTHING.tasks, "video-to-video")))
+    remix = await gw.client.post(f"/v1/videos/{job}/remix", json={"prompt": "a dog"})
+    assert remix.status_code == 200, remix.text
+    request = (await fleet.record(remix.json()["id"])).request
+    assert list(request.inputs()) == ["video"]
+    assert (request.task, request.control_scale, request.strength) == ("video-to-video", None, 0.5)
+    assert (request.n, request.loras, request.guidance_scale_2) == (2, after.request.loras, 4.0)
+    assert (request.cache, request.step_cache) == (after.request.cache, after.request.step_cache)
+
+
+async def test_small_pictures_of_a_video(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    job = str((await made(gw))["id"])
+    await fleet.run(job)
+    record = await fleet.record(job)
+    video, thumbnail, sheet = [
+        await gw.artifacts.put(f"{job}/{record.epoch}/{name}", name.encode())
+        for name in ("0.mp4", "0.thumbnail.jpg", "0.spritesheet.jpg")
+    ]
+    output = Output(key=video.key, media_type="video/mp4", size=video.size, sha256=video.sha256)
+    output = replace(output, thumbnail=thumbnail.key, spritesheet=sheet.key)
+
+    def end(running: JobRecord, stamp: Stamp) -> JobRecord:
+        folded = fold(running, running.epoch, Succeeded(outputs=(output,)), 1.0, stamp)
+        assert folded is not None
+        return folded
+
+    await fleet.move(job, end)
+    for variant, content, kind in (
+        ("video", b"0.mp4", "video/mp4"),
+        ("thumbnail", b"0.thumbnail.jpg", "image/jpeg"),
+        ("spritesheet", b"0.spritesheet.jpg", "image/jpeg"),
+    ):
+        answer = await gw.client.get(
+            f"/v1/videos/{job}/content?variant={variant}", headers={"Accept": "application/binary"}
+        )
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, content, kind)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/v1/videos/x/y/z", 404, "not_found_error"),
+        ("PUT", "/v1/videos", 405, "invalid_request_error"),
+        ("POST", "/v1/models", 405, "invalid_request_error"),
+        ("GET", "/v1/images/edits", 404, "not_found_error"),
+    ],
+)
+async def test_what_no_route_has_said_is_said_in_its_words(
+    gw: GatewayUnderTest, method: str, path: str, status: int, kind: str
+) -> None:
+    assert error(await gw.client.request(method, path), status)["type"] == kind
+
+
+async def test_who_has_no_key_reads_it_in_its_words(broker: MemoryBroker, tmp_path: Path) -> None:
+    settings = Settings(auth="keys", admin_key="k" * 40, secret="s" * 40)
+    async with gateway(broker, tmp_path / "artifacts", settings) as gw:
+        paths = (("GET", "/v1/videos"), ("GET", "/v1/models"), ("POST", "/v1/images/generations"))
+        for method, path in paths:
+            for headers in ({}, {"Authorization": "Bearer none"}):
+                answer = await gw.client.request(method, path, headers=headers)
+                assert error(answer, 401)["type"] == "authentication_error"
+        native = await gw.client.get("/v1/jobs")
+        assert (native.status_code, native.headers["content-type"]) == (401, "application/problem+json")
+        allowed = await gw.client.get("/v1/videos", headers={"Authorization": f"Bearer {'k' * 40}"})
+        assert allowed.status_code == 200
+
+
+async def test_a_gateway_without_the_dialect_says_problems(broker: MemoryBroker, tmp_path: Path) -> None:
+    async with gateway(broker, tmp_path / "artifacts", Settings(dialects="hidream")) as gw:
+        answer = await gw.client.get("/v1/videos")
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
 async def test_a_remix_is_made_of_the_video_where_the_model_can(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await fleet.announce(replace(CARD, tasks=(*CARD.tasks, "video-to-video")))
     job = str((await made(gw))["id"])
@@ -243,7 +351,9 @@ async def test_pictures_are_waited_for(gw: GatewayUnderTest, fleet: Fleet) -> No
 async def test_pictures_by_url(gw: GatewayUnderTest, fleet: Fleet) -> None:
     asked, job = await generating(gw, fleet, response_format="url", size="auto", model="sora-2")
     await fleet.complete(job, png())
-    assert (await asked).json()["data"] == [{"url": f"http://here:1/v1/jobs/{job}/outputs/0"}]
+    (given,) = (await asked).json()["data"]
+    assert given["url"].startswith(f"http://here:1/media/{job}/0.mp4?expires=")
+    assert (await gw.client.get(given["url"].removeprefix("http://here:1"))).content == png()
 
 
 async def test_a_stream_ends_with_the_picture(gw: GatewayUnderTest, fleet: Fleet) -> None:

@@ -30,7 +30,7 @@ from gateway.dialects.words import naming
 from gateway.ends import ended
 from gateway.forms import converted
 from gateway.index import Filters, Place
-from gateway.openapi_writer import Multipart, Operation
+from gateway.openapi_writer import FILE, Multipart, Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid, not_found
@@ -38,12 +38,16 @@ from gateway.routes.outputs import served
 from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, Upload, content_type, read_form, read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
+from shared.pictures import Variant
 
 #: A job that is being deleted while it runs is waited for so long.
 _STOPPING_S = 30.0
 _MOST_LISTED = 100
 #: What may come as a file: ``input_reference`` is OpenAI's word for the picture.
 _FILES = frozenset({"input_reference", *FILES})
+
+#: From OpenAI's words for the files of a video to ours.
+_VARIANTS: dict[str, Variant] = {"video": "output", "thumbnail": "thumbnail", "spritesheet": "spritesheet"}
 
 _create = msgspec.json.Decoder(VideoCreate)
 _remix = msgspec.json.Decoder(VideoRemix)
@@ -150,16 +154,14 @@ async def remove(request: AnyRequest, video_id: FromPath[str]) -> Response[bytes
 
 @get("/v1/videos/{video_id:str}/content", exception_handlers=ERRORS)
 async def content(request: AnyRequest, video_id: FromPath[str]) -> Response[bytes] | Stream:
-    """The video's bytes."""
+    """The video's bytes, or a small picture of it."""
     record = await _video(gateway_of(request), request, video_id)
-    variant = request.query_params.get("variant", "video")
-    if variant not in ("video", "thumbnail", "spritesheet"):
-        raise invalid("variant", "must be video, thumbnail or spritesheet")
+    variant = _VARIANTS.get(request.query_params.get("variant", "video"))
+    if variant is None:
+        raise invalid("variant", f"must be one of {', '.join(_VARIANTS)}")
     if record.state is not State.SUCCEEDED:
         raise Problem(404, f"the video is {STATUS[record.state]}: it has no content", job=record.id)
-    if variant != "video":
-        raise not_found(f"this server keeps no {variant} of videos")
-    return await served(request, record, 0)
+    return await served(request, record, 0, variant)
 
 
 @post("/v1/videos/{video_id:str}/remix", status_code=200, exception_handlers=ERRORS)
@@ -237,9 +239,9 @@ OPERATIONS = (
         "get",
         "/v1/videos/{video_id}/content",
         "video_content",
-        "The video's bytes.",
-        words=(*_ID, ("variant", "video")),
-        answers={200: "video/mp4", 206: "video/mp4", 304: None},
+        "The video's bytes, or a small picture of it.",
+        words=(*_ID, ("variant", "video, thumbnail or spritesheet")),
+        answers={200: FILE, 206: FILE, 302: None, 304: None},
         problems=(400, 404, 416, 503),
     ),
     _operation(
