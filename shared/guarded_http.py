@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import IO
 from urllib.parse import urljoin, urlsplit
 
@@ -165,7 +166,10 @@ class GuardedHttp:
     ) -> None:
         self._policy = policy
         self._guard = _Guard(policy, resolver, backend or httpcore.AnyIOBackend())
-        self._tls = ssl.create_default_context()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()  # takes some milliseconds
 
     async def fetch(self, url: str, file: IO[bytes]) -> Fetched:
         """Write what lies at the URL into ``file``.

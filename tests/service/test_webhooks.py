@@ -1,0 +1,519 @@
+"""Webhooks over the bus in memory: two gateways on a clock that stands still, and receivers that a test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.webhooks.dispatcher import CLAIM_MARGIN_S, HEAD_START_S
+from gateway.webhooks.schedule import Failed, Told, Verdict, verdict
+from shared import lifecycle
+from shared.artifacts import open_store
+from shared.messages import Delivery, DeliveryState, decode, encode
+from shared.settings import Settings
+from shared.topology import DELIVERED, DELIVERED_MARK, DELIVERIES, delivery_key
+from tests.support.clock import FakeClock, settle
+from tests.support.gateway import Fleet, GatewayUnderTest, gateway
+from tests.support.memory_bus import MemoryBroker, Write
+
+URL, OTHER = "https://a.example/hooks?key=hidden", "https://b.example/hooks"
+SETTINGS = Settings(secret="0123456789abcdef" * 3, public_url="https://api.example")
+CLAIM_S = SETTINGS.webhook_timeout_s + CLAIM_MARGIN_S
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Try:
+    """One that reached the receivers."""
+
+    gateway: str
+    url: str
+    at: float
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def ident(self) -> str:
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class Receivers:
+    """The rest of the world. ``answers``: by URL, what is said to a try; without one it is 200."""
+
+    clock: FakeClock
+    tries: list[Try] = field(default_factory=list)
+    answers: dict[str, Callable[[Try], Verdict]] = field(default_factory=dict)
+    hanging: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def hang(self, url: str) -> asyncio.Event:
+        """From now on that URL answers nothing until the event is set."""
+        self.hanging[url] = asyncio.Event()
+        return self.hanging[url]
+
+    def ids(self, url: str = "") -> list[str]:
+        return [one.ident for one in self.tries if url in ("", one.url)]
+
+
+@dataclass
+class Sender:
+    """A gateway's way to them."""
+
+    name: str
+    receivers: Receivers
+
+    async def send(self, url: str, body: bytes, headers: dict[str, str]) -> Verdict:
+        made = Try(self.name, url, self.receivers.clock.monotonic(), body, headers)
+        self.receivers.tries.append(made)
+        if url in self.receivers.hanging:
+            waiting = asyncio.ensure_future(self.receivers.hanging[url].wait())
+            limit = asyncio.ensure_future(self.receivers.clock.sleep(SETTINGS.webhook_timeout_s))
+            try:
+                await asyncio.wait((waiting, limit), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+                limit.cancel()
+            if not self.receivers.hanging[url].is_set():
+                return Failed(error="took too long", down=True)
+        return self.receivers.answers.get(url, lambda _: Told(200))(made)
+
+
+def says(status: int, header: str | None = None) -> Callable[[Try], Verdict]:
+    return lambda _: verdict(status, header)
+
+
+@dataclass
+class World:
+    broker: MemoryBroker
+    folder: Path
+    clock: FakeClock
+    receivers: Receivers
+    fleet: Fleet
+
+    @asynccontextmanager
+    async def gateway(self, name: str = "gateway-1", settings: Settings = SETTINGS) -> AsyncIterator[GatewayUnderTest]:
+        sender = Sender(name, self.receivers)
+        async with gateway(self.broker, self.folder, settings, name, sender) as made:
+            yield made
+
+    async def job(self, gw: GatewayUnderTest, url: str = URL, **body: object) -> str:
+        """A job that waits for its end."""
+        job = str((await gw.submit(webhook_url=url, **body))["id"])
+        await self.fleet.run(job)
+        return job
+
+    async def ended(self, gw: GatewayUnderTest, url: str = URL, **body: object) -> str:
+        job = await self.job(gw, url, **body)
+        await self.fleet.finish(job)
+        await settle()
+        return job
+
+    def entry(self, bucket: str, job: str) -> Delivery | None:
+        entry = self.broker.streams[bucket].last.get(delivery_key("default", job))
+        return None if entry is None else decode(entry.value or b"", Delivery)
+
+    def open(self, job: str) -> Delivery | None:
+        return self.entry(DELIVERIES.name, job)
+
+    def delivered(self, job: str) -> Delivery | None:
+        return self.entry(DELIVERED.name, job)
+
+    def only_delivered(self, job: str) -> bool:
+        return self.open(job) is None and self.delivered(job) is not None
+
+
+@pytest.fixture
+async def world(broker: MemoryBroker, clock: FakeClock, tmp_path: Path) -> World:
+    fleet = Fleet(broker, open_store(str(tmp_path)), clock)
+    await fleet.announce()
+    return World(broker, tmp_path, clock, Receivers(clock), fleet)
+
+
+async def webhook(gw: GatewayUnderTest, job: str) -> dict[str, object]:
+    view = (await gw.view(job))["webhook"]
+    assert isinstance(view, dict)
+    return view
+
+
+# --- one gateway -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_jobs_end_is_told_once_with_what_it_made(world: World) -> None:
+    async with world.gateway() as gw:
+        job = await world.job(gw, metadata={"order": "7"})
+        assert await webhook(gw, job) == {
+            "url": "https://a.example/hooks", "state": "waiting", "tries": 0, "last_status": None, "last_error": None,
+            "next_try_in_s": None,
+        }  # fmt: skip
+        await world.fleet.finish(job, b"0123456789")
+        await settle()
+        (told,) = world.receivers.tries
+        assert (told.url, told.ident) == (URL, f"msg_{job}")
+        assert told.headers["content-type"] == "application/json"
+        said = json.loads(told.body)
+        assert (said["type"], said["data"]["id"], said["data"]["state"]) == ("job.succeeded", job, "succeeded")
+        assert said["data"]["metadata"] == {"order": "7"}
+        (output,) = said["data"]["outputs"]
+        assert output["url"].startswith(f"https://api.example/v1/jobs/{job}/outputs/0")
+        assert (output["size"], output["media_type"]) == (10, "video/mp4")
+        assert world.only_delivered(job)
+        shown = await webhook(gw, job)
+        assert (shown["state"], shown["tries"], shown["last_status"]) == ("delivered", 1, 200)
+        await world.clock.advance(HOUR_S)
+        assert len(world.receivers.tries) == 1
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_every_end_is_told(world: World, end: str) -> None:
+    async with world.gateway() as gw:
+        job = await world.job(gw)
+        if end == "failed":
+            await world.fleet.move(job, lambda r, s: lifecycle.fail(r, "engine_error", "it broke", s))
+        else:
+            assert (await gw.client.post(f"/v1/jobs/{job}/cancel")).status_code == 202
+            await world.fleet.move(job, lambda r, s: lifecycle.requeue(r, "worker_lost", "", s, attempt=False))
+        await settle()
+        (told,) = world.receivers.tries
+        said = json.loads(told.body)
+        assert (said["type"], said["data"]["state"]) == (f"job.{end}", end)
+        assert (said["data"].get("error") or {}).get("reason") == ("engine_error" if end == "failed" else None)
+
+
+async def test_a_job_without_an_address_owes_nothing(world: World) -> None:
+    async with world.gateway() as gw:
+        job = str((await gw.submit())["id"])
+        await world.fleet.complete(job)
+        await settle()
+        assert (await gw.view(job))["webhook"] is None
+        assert world.receivers.tries == []
+        assert world.open(job) is world.delivered(job) is None
+
+
+async def test_a_retried_job_tells_its_own_end(world: World) -> None:
+    async with world.gateway() as gw:
+        first = await world.ended(gw)
+        second = (await gw.client.post(f"/v1/jobs/{first}/retry")).json()["id"]
+        await world.fleet.complete(second)
+        await settle()
+        assert world.receivers.ids() == [f"msg_{first}", f"msg_{second}"]
+
+
+async def test_a_receiver_that_fails_is_tried_again_with_the_same_id_and_a_new_signature(world: World) -> None:
+    world.receivers.answers[URL] = says(500)
+    async with world.gateway() as gw:
+        job = await world.ended(gw)
+        shown = await webhook(gw, job)
+        assert (shown["state"], shown["tries"], shown["last_status"]) == ("pending", 1, 500)
+        assert 0 < float(str(shown["next_try_in_s"])) <= 6.0
+        assert shown["last_error"] == "answered 500"
+        await world.clock.advance(200.0)
+        tries = world.receivers.tries
+        assert len(tries) == 4
+        assert {one.ident for one in tries} == {f"msg_{job}"}
+        assert len({one.headers["webhook-timestamp"] for one in tries}) == 4
+        assert len({one.headers["webhook-signature"] for one in tries}) == 4
+        pauses = [after.at - before.at for before, after in pairwise(tries)]
+        assert pauses == sorted(pauses)
+        world.receivers.answers.clear()
+        await world.clock.advance(HOUR_S)
+        assert world.only_delivered(job)
+
+
+async def test_a_receiver_that_is_down_for_an_hour_hears_of_every_end_soon_after(world: World) -> None:
+    """Row 23 of the faults."""
+    world.receivers.answers[URL] = lambda _: Failed(error="nobody there", down=True)
+    async with world.gateway() as gw:
+        jobs = [await world.ended(gw) for _ in range(30)]
+        await world.clock.advance(HOUR_S)
+        while_down = len(world.receivers.tries)
+        assert while_down < 100  # what waits for a dead receiver does not all try it
+        world.receivers.answers.clear()
+        await world.clock.advance(400.0)
+        assert all(world.only_delivered(job) for job in jobs)
+        assert Counter(world.receivers.ids()[while_down:]) == Counter(f"msg_{job}" for job in jobs)
+
+
+async def test_a_slow_receiver_delays_nobody_else_and_no_job(world: World) -> None:
+    """Row 23 of the faults."""
+    released = world.receivers.hang(URL)
+    async with world.gateway() as gw:
+        slow = [await world.ended(gw) for _ in range(8)]
+        quick = [await world.ended(gw, OTHER) for _ in range(8)]
+        assert len(world.receivers.ids(URL)) == 4
+        assert sorted(world.receivers.ids(OTHER)) == sorted(f"msg_{job}" for job in quick)
+        assert [(await gw.view(job))["state"] for job in slow] == ["succeeded"] * 8
+        released.set()
+        await settle()
+        assert all(world.only_delivered(job) for job in slow + quick)
+
+
+async def test_one_tenants_broken_receiver_does_not_slow_anothers_at_the_same_host(world: World) -> None:
+    async with world.gateway() as gw:
+        lanes = gw.parts.webhooks.dispatcher.lanes
+        world.receivers.answers[URL] = says(503)
+        await world.ended(gw)
+        assert lanes.is_down("default https://a.example:443")
+        assert not lanes.is_down("other https://a.example:443")
+
+
+async def test_a_receiver_that_wants_no_more_is_not_asked_again(world: World) -> None:
+    world.receivers.answers[URL] = says(410)
+    async with world.gateway() as gw:
+        job = await world.ended(gw)
+        await world.clock.advance(HOUR_S)
+        assert len(world.receivers.tries) == 1
+        shown = await webhook(gw, job)
+        assert (shown["state"], shown["last_status"], shown["next_try_in_s"]) == ("given_up", 410, None)
+
+
+async def test_a_receiver_says_when_to_come_back(world: World) -> None:
+    world.receivers.answers[URL] = says(429, "1000")
+    async with world.gateway() as gw:
+        await world.ended(gw)
+        await world.clock.advance(999.0)
+        assert len(world.receivers.tries) == 1
+        await world.clock.advance(2.0)
+        assert len(world.receivers.tries) == 2
+
+
+async def test_tries_end_after_the_time_that_is_set(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway(settings=replace(SETTINGS, webhook_retry_s=600.0)) as gw:
+        job = await world.ended(gw)
+        began = world.clock.monotonic()
+        await world.clock.advance(5000.0)
+        assert (await webhook(gw, job))["state"] == "given_up"
+        assert 590.0 <= world.receivers.tries[-1].at - began <= 610.0
+
+
+async def test_what_waits_for_a_dead_receiver_is_given_up_in_its_time(world: World) -> None:
+    world.receivers.answers[URL] = lambda _: Failed(error="nobody there", down=True)
+    async with world.gateway(settings=replace(SETTINGS, webhook_retry_s=600.0)) as gw:
+        jobs = [await world.ended(gw) for _ in range(12)]
+        await world.clock.advance(2000.0)
+        states = {str((await webhook(gw, job))["state"]) for job in jobs}
+        assert states == {"given_up"}
+
+
+async def test_a_deleted_job_is_told_without_anything_of_it(world: World) -> None:
+    world.receivers.answers[URL] = says(500)
+    async with world.gateway() as gw:
+        job = await world.ended(gw, metadata={"secret": "of mine"})
+        assert (await gw.client.delete(f"/v1/jobs/{job}")).status_code == 204
+        world.receivers.answers.clear()
+        await world.clock.advance(60.0)
+        last = world.receivers.tries[-1]
+        assert json.loads(last.body)["data"] == {"id": job, "state": "succeeded", "deleted": True}
+        assert world.only_delivered(job)
+
+
+# --- several gateways, and their deaths ------------------------------------------------------------------------------
+
+
+async def test_two_gateways_tell_each_end_once(world: World) -> None:
+    async with world.gateway("gateway-1") as one, world.gateway("gateway-2"):
+        jobs = [await world.ended(one) for _ in range(20)]
+        await world.clock.advance(HOUR_S)
+        assert Counter(world.receivers.ids()) == Counter(f"msg_{job}" for job in jobs)
+        assert all(world.only_delivered(job) for job in jobs)
+
+
+async def test_two_gateways_share_what_has_to_be_tried_again(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway("gateway-1") as one, world.gateway("gateway-2") as two:
+        job = await world.ended(one)
+        await world.clock.advance(200.0)
+        tries = world.receivers.tries
+        assert len(tries) == 4  # as many as of one gateway
+        assert len({one.gateway for one in tries}) == 1  # who tried it last goes first
+        assert (await webhook(two, job))["tries"] == 4
+
+
+async def test_a_gateway_killed_while_it_tries_is_replaced_with_the_same_id(world: World) -> None:
+    world.receivers.hang(URL)
+    async with world.gateway("gateway-2") as other:
+        async with world.gateway("gateway-1") as one:
+            # Only the one that made the delivery tries it now.
+            world.broker.cut("gateway-2")
+            job = await world.ended(one)
+            assert [found.gateway for found in world.receivers.tries] == ["gateway-1"]
+            world.broker.cut("gateway-1")
+            world.broker.mend("gateway-2")
+            await settle()
+        world.receivers.hanging.clear()
+        await world.clock.advance(CLAIM_S - 1.0)
+        assert len(world.receivers.tries) == 1
+        await world.clock.advance(2.0)
+        assert [(found.gateway, found.ident) for found in world.receivers.tries] == [
+            ("gateway-1", f"msg_{job}"),
+            ("gateway-2", f"msg_{job}"),
+        ]
+        assert world.only_delivered(job)
+        assert (await webhook(other, job))["state"] == "delivered"
+
+
+async def test_a_gateway_that_stops_in_good_order_leaves_its_tries_to_others_at_once(world: World) -> None:
+    world.receivers.hang(URL)
+    async with world.gateway("gateway-2"):
+        async with world.gateway("gateway-1") as one:
+            world.broker.cut("gateway-2")  # so that the other makes it
+            job = await world.ended(one)
+            (first,) = world.receivers.tries
+            assert first.gateway == "gateway-1"
+            world.broker.mend("gateway-2")
+            world.receivers.hanging.clear()
+        await world.clock.advance(HEAD_START_S)
+        assert world.only_delivered(job)
+        assert world.receivers.ids() == [first.ident] * 2
+
+
+async def test_a_delivery_that_no_gateway_saw_the_making_of_is_made_by_the_next(world: World) -> None:
+    async with world.gateway("gateway-1") as one:
+        job = await world.job(one)
+    await world.fleet.finish(job)  # while no gateway lives
+    async with world.gateway("gateway-2"):
+        assert world.receivers.ids() == [f"msg_{job}"]
+        assert world.only_delivered(job)
+    # And one that starts later does not tell it again, although the job is still there.
+    async with world.gateway("gateway-3") as three:
+        await world.clock.advance(HOUR_S)
+        assert len(world.receivers.tries) == 1
+        assert (await webhook(three, job))["state"] == "delivered"
+
+
+async def test_a_try_that_is_due_is_made_by_a_gateway_that_starts_later_in_its_time(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway("gateway-1") as one:
+        await world.ended(one)
+        await world.clock.advance(40.0)
+    count = len(world.receivers.tries)
+    async with world.gateway("gateway-2"):
+        await settle()
+        assert len(world.receivers.tries) == count  # not at once: its pause goes on
+        await world.clock.advance(110.0)
+        assert len(world.receivers.tries) == count + 1
+
+
+async def test_what_was_told_before_the_gateway_died_is_not_told_again(world: World) -> None:
+    def killed(write: Write) -> None:
+        if write.bucket == DELIVERED.name and write.key != DELIVERED_MARK:
+            world.broker.cut("gateway-1")
+
+    async with world.gateway("gateway-1") as one:
+        job = await world.job(one)
+        world.broker.after_write = killed
+        await world.fleet.finish(job)
+        await settle()
+        assert world.open(job) is not None
+        assert world.delivered(job) is not None
+    world.broker.after_write = None
+    async with world.gateway("gateway-2"):
+        await world.clock.advance(CLAIM_S + HOUR_S)
+        assert len(world.receivers.tries) == 1
+        assert world.only_delivered(job)
+
+
+async def test_a_gateway_that_was_late_does_not_owe_it_again(world: World) -> None:
+    async with world.gateway("gateway-1") as one:
+        job = await world.ended(one)
+        made = world.delivered(job)
+        assert made is not None
+        again = replace(made, state=DeliveryState.PENDING, tries=0)
+        await one.bus.bucket(DELIVERIES.name).create(delivery_key("default", job), encode(again))
+        await world.clock.advance(60.0)
+        assert len(world.receivers.tries) == 1
+    async with world.gateway("gateway-2"):
+        await world.clock.advance(60.0)
+        assert len(world.receivers.tries) == 1
+        assert world.only_delivered(job)
+
+
+# --- a bus that loses answers, and restarts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [DELIVERIES.name, DELIVERED.name])
+@pytest.mark.parametrize("kind", ["lose_answer", "refuse"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_writes_without_answers_cost_no_delivery_and_no_second_one(
+    world: World, lost: str, kind: str, count: int
+) -> None:
+    async with world.gateway("gateway-1") as one, world.gateway("gateway-2"):
+        job = await world.job(one)
+        key = delivery_key("default", job)
+        for _ in range(count):
+            getattr(world.broker, kind)(lost, key)
+        await world.fleet.finish(job)
+        await world.clock.advance(4 * CLAIM_S)
+        assert world.receivers.ids() == [f"msg_{job}"]
+        assert world.only_delivered(job)
+
+
+async def test_a_failure_whose_record_is_not_answered_is_tried_again_in_its_time(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway() as gw:
+        job = await world.job(gw)
+        writes = Counter[str]()
+
+        def losing(write: Write) -> None:
+            if write.bucket == DELIVERIES.name:
+                writes[write.bucket] += 1
+                if writes[write.bucket] == 3:  # created, claimed, failed
+                    world.broker.lose_answer(DELIVERIES.name)
+
+        world.broker.before_write = losing
+        await world.fleet.finish(job)
+        await world.clock.advance(3.0)
+        assert len(world.receivers.tries) == 1
+        await world.clock.advance(5.0)
+        assert len(world.receivers.tries) == 2
+        assert (await webhook(gw, job))["tries"] == 2
+
+
+async def test_a_broker_that_restarts_loses_no_delivery(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway("gateway-1") as one, world.gateway("gateway-2"):
+        waiting = await world.ended(one)
+        world.receivers.hang(OTHER)
+        trying = await world.ended(one, OTHER)
+        world.broker.stop()
+        await world.clock.advance(10.0)
+        world.receivers.answers.clear()
+        world.receivers.hanging[OTHER].set()  # it is told while nothing can be written down
+        await world.clock.advance(30.0)
+        world.broker.start()
+        await world.clock.advance(2 * CLAIM_S)
+        assert world.only_delivered(waiting)
+        assert world.only_delivered(trying)
+        assert world.receivers.ids(OTHER) == [f"msg_{trying}"]
+
+
+async def test_a_jump_of_any_wall_clock_delays_no_try(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway() as gw:
+        await world.ended(gw)
+        world.clock.jump_wall(-30 * 86_400.0)
+        await world.clock.advance(30.0)
+        assert len(world.receivers.tries) == 3
+        world.clock.jump_wall(60 * 86_400.0)
+        await settle()
+        assert len(world.receivers.tries) == 3
+
+
+async def test_a_full_bucket_refuses_jobs_with_webhooks_and_no_others(world: World) -> None:
+    async with world.gateway() as gw:
+        gw.parts.webhooks.addresses.full = True
+        refused = await gw.client.post("/v1/jobs", json={"prompt": "x", "webhook_url": URL})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (429, "webhook_url")
+        assert "retry-after" in refused.headers
+        await gw.submit()
+        await world.clock.advance(11.0)  # there is room
+        await gw.submit(webhook_url=URL)
