@@ -24,7 +24,21 @@ from gateway.openapi import operations
 from gateway.openapi_writer import document
 from gateway.parts import VERSION, Gateway
 from gateway.quick import quick_submits
-from gateway.routes import audit, events, files, fleet, health, jobs, keys, media, operators, outputs, session, usage
+from gateway.routes import (
+    audit,
+    events,
+    files,
+    fleet,
+    health,
+    jobs,
+    keys,
+    media,
+    operators,
+    outputs,
+    session,
+    usage,
+    webhooks,
+)
 from gateway.submit import Submissions
 from gateway.webhooks.parts import Webhooks
 from gateway.webhooks.sending import Sender
@@ -41,6 +55,7 @@ _OPERATIONS = (
     *session.OPERATIONS,
     *audit.OPERATIONS,
     *usage.OPERATIONS,
+    *webhooks.OPERATIONS,
 )
 
 
@@ -64,7 +79,8 @@ def create_app(
     live = Live(bus, settings, clock, access.follows)
     admission = Admission(bus, live, settings, clock)
     metrics = Metrics(live, bus)
-    hooks = Webhooks(bus, live, settings, clock, name, secret, metrics.registry, sender)
+    links = Links(artifacts, secret, settings.base_url, clock.wall)
+    hooks = Webhooks(bus, live, links, settings, clock, name, secret, metrics.registry, sender)
     gateway = Gateway(
         bus=bus,
         artifacts=artifacts,
@@ -77,7 +93,7 @@ def create_app(
         changes=Changes(bus, artifacts, live, clock, name),
         webhooks=hooks,
         metrics=metrics,
-        links=Links(artifacts, secret, settings.base_url, clock.wall),
+        links=links,
         grants=GrantSigner(secret, clock.wall),
         folders=folders.roots(settings.input_folders),
         openapi=document(VERSION, (*operations(), *_OPERATIONS, *registry.operations(dialects))),
@@ -108,6 +124,7 @@ def create_app(
             *fleet.HANDLERS,
             *operators.HANDLERS,
             *usage.HANDLERS,
+            *webhooks.HANDLERS,
             *keys.HANDLERS,
             *session.HANDLERS,
             *audit.HANDLERS,

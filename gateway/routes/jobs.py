@@ -74,6 +74,7 @@ async def show(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """One job."""
     gateway = gateway_of(request)
     known = await gateway.live.find(ids.parse(job_id), tenant_of(request))
+    await gateway.live.deliveries.learn((known.record,))
     return answer(gateway.live.view(known.record))
 
 
@@ -96,6 +97,7 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
     filters = Filters(states=states, model=query.get("model", ""), task=query.get("task", ""))
     complete = gateway.live.retained.complete
     records, last = await lists.page(gateway.live, tenant_of(request), filters, after, limit)
+    await gateway.live.deliveries.learn(records)
     views = tuple(gateway.live.view(record) for record in records)
     return answer(JobList(data=views, next=None if last is None else cursor(last), complete=complete))
 

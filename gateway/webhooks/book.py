@@ -33,6 +33,8 @@ _LOG = log(__name__)
 #: Deliveries that were made and are remembered.
 REMEMBERED = 10_000
 AGAIN_S = 1.0
+#: Deliveries looked at for one page.
+MOST_LOOKED_AT = 10_000
 _READS_AT_ONCE = 32
 
 
@@ -159,6 +161,27 @@ class Book:
     def unchanged_s(self, known: Known) -> float:
         """Seconds since its last change."""
         return max(0.0, self._clock.monotonic() - known.written)
+
+    def page(
+        self, tenant: str | None, wanted: Callable[[Known], bool], after: str | None, limit: int
+    ) -> tuple[list[Known], str | None]:
+        """At most so many of what is open, by key, and where the next page begins; None at the end.
+
+        Args:
+            tenant: None for all.
+        """
+        lowest, highest = ("", None) if tenant is None else (f"{tenant}.", f"{tenant}/")
+        keys = self.keys.irange(max(lowest, after or ""), highest, inclusive=(False, False))
+        found: list[Known] = []
+        last: str | None = None
+        for looked, key in enumerate(keys):
+            if len(found) == limit or looked == MOST_LOOKED_AT:
+                return found, last
+            last = key
+            known = self.open[key]
+            if wanted(known):
+                found.append(known)
+        return found, None
 
     async def was_made(self, key: str) -> Delivery | None:
         """The delivery as it was made, if it was and is remembered by this process or by the bucket.

@@ -7,6 +7,7 @@ import asyncio
 from prometheus_client import CollectorRegistry
 
 from gateway.following import Following
+from gateway.links import Links
 from gateway.live import Live
 from gateway.webhooks.dispatcher import Dispatcher
 from gateway.webhooks.metrics import WebhookMetrics
@@ -37,6 +38,7 @@ class Webhooks:
         self,
         bus: Bus,
         live: Live,
+        links: Links,
         settings: Settings,
         clock: Clock,
         name: str,
@@ -54,7 +56,7 @@ class Webhooks:
             clock,
             name,
             self.secrets,
-            Payloads(live, settings.base_url),
+            Payloads(live, links, settings.base_url),
             sender or GuardedSender(GuardedHttp(policy)),
             self.addresses,
             WebhookMetrics(registry, live.deliveries),

@@ -6,56 +6,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import msgspec
-from msgspec import Struct
 
+from gateway.links import Links
 from gateway.live import Live
 from gateway.problems import Problem
-from gateway.schema import ErrorView
-from gateway.views import error_view, output_views
+from gateway.views import error_view
+from gateway.webhooks.schema import WebhookEvent, WebhookJob, WebhookOutput
 from shared.messages import Delivery, JobRecord
 
 _GONE = (404, 410)
 
 
-class WebhookOutput(Struct, frozen=True, kw_only=True):
-    """A file that the job made; `url` is absolute."""
-
-    index: int
-    url: str
-    media_type: str
-    size: int
-    sha256: str
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-
-
-class WebhookJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The job that has ended. `url` is where to look at it; of a `deleted` job there is only `id` and `state`."""
-
-    id: str
-    state: str
-    deleted: bool = False
-    url: str = ""
-    model: str = ""
-    task: str = ""
-    created_at: float = 0.0
-    outputs: tuple[WebhookOutput, ...] = ()
-    error: ErrorView | None = None
-    metadata: dict[str, str] = {}
-    attempts: int = 0
-    waited_s: float | None = None
-    ran_s: float | None = None
-    retry_of: str | None = None
-
-
-class WebhookEvent(Struct, frozen=True, kw_only=True):
-    """What is posted: `type` is `job.succeeded`, `job.failed` or `job.cancelled`, `timestamp` the end's time."""
-
-    type: str
-    timestamp: str
-    data: WebhookJob
+#: How long the links in a body are good.
+LINK_S = 86_400.0
 
 
 class Payloads:
@@ -65,8 +28,9 @@ class Payloads:
         base_url: of this API, for absolute addresses.
     """
 
-    def __init__(self, live: Live, base_url: str) -> None:
+    def __init__(self, live: Live, links: Links, base_url: str) -> None:
         self._live = live
+        self._links = links
         self._base_url = base_url
 
     async def body(self, delivery: Delivery) -> bytes:
@@ -74,6 +38,7 @@ class Payloads:
 
         Raises:
             BusUnavailable: the record cannot be read.
+            ArtifactError: the store cannot sign.
         """
         try:
             record = (await self._live.find(delivery.job, delivery.tenant)).record
@@ -94,24 +59,25 @@ class Payloads:
             model=record.request.model,
             task=record.request.task,
             created_at=record.created_at,
-            outputs=tuple(
-                WebhookOutput(
-                    index=view.index,
-                    url=self._base_url + view.url,
-                    media_type=view.media_type,
-                    size=view.size,
-                    sha256=view.sha256,
-                    width=view.width,
-                    height=view.height,
-                    num_frames=view.num_frames,
-                    fps=view.fps,
-                )
-                for view in output_views(record)
-            ),
+            outputs=tuple([await self._output(record, index) for index in range(len(record.outputs))]),
             error=error_view(record),
             metadata=record.metadata,
             attempts=record.attempts,
             waited_s=record.waited_s,
             ran_s=record.ran_s,
             retry_of=record.retry_of,
+        )
+
+    async def _output(self, record: JobRecord, index: int) -> WebhookOutput:
+        made = record.outputs[index]
+        return WebhookOutput(
+            index=index,
+            url=await self._links.url(record, index, ttl_s=LINK_S),
+            media_type=made.media_type,
+            size=made.size,
+            sha256=made.sha256,
+            width=made.width,
+            height=made.height,
+            num_frames=made.num_frames,
+            fps=made.fps,
         )
