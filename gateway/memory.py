@@ -27,6 +27,8 @@ def check_room(card: ModelCard, request: JobRequest, leases: Iterable[WorkerLeas
     Raises:
         InvalidRequest: it names ``size``.
     """
+    if not card.footprints:
+        return
     known = list(leases)
     if known and not any(
         has_room(card, request, lease) or has_room(card, request, lease, lease.full_width) for lease in known

@@ -265,7 +265,7 @@ class Submissions:
         offers = tuple(self._live.fleet.offers(name))
         if wishes:
             body = adapted(body, card, offers)
-        request = resolve(body, card, inputs, offers, secrets.randbelow(2**31), name)
+        request = resolve(body, card, inputs, offers, secrets.randbits(31), name)
         if settings.unknown_model == "refuse":
             check_room(card, request, self._live.fleet.listing(name))
         now = self._clock.wall()
