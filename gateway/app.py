@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
@@ -21,7 +21,7 @@ from gateway.links import Links
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.openapi import operations
-from gateway.openapi_writer import document
+from gateway.openapi_writer import Operation, document
 from gateway.parts import VERSION, Gateway
 from gateway.quick import quick_submits
 from gateway.routes import (
@@ -57,6 +57,11 @@ _OPERATIONS = (
     *usage.OPERATIONS,
     *webhooks.OPERATIONS,
 )
+
+
+def every_operation(dialects: Iterable[str]) -> tuple[Operation, ...]:
+    """What the OpenAPI document of a gateway with these dialects says."""
+    return (*operations(), *_OPERATIONS, *registry.operations(dialects))
 
 
 def create_app(
@@ -96,7 +101,7 @@ def create_app(
         links=links,
         grants=GrantSigner(secret, clock.wall),
         folders=folders.roots(settings.input_folders),
-        openapi=document(VERSION, (*operations(), *_OPERATIONS, *registry.operations(dialects))),
+        openapi=document(VERSION, every_operation(dialects)),
     )
 
     @asynccontextmanager
