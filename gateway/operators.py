@@ -77,7 +77,8 @@ class Operators:
             max_queued=usual.max_queued if own.max_queued is None else own.max_queued,
             max_running=usual.max_running if own.max_running is None else own.max_running,
             submits_per_s=usual.submits_per_s if own.submits_per_s is None else own.submits_per_s,
-            burst=usual.burst if own.burst is None else own.burst,
+            # A burst belongs to its rate.
+            burst=usual.burst if own.burst is None and own.submits_per_s is None else own.burst,
             max_stored_bytes=usual.max_stored_bytes if own.max_stored_bytes is None else own.max_stored_bytes,
         )
 

@@ -1,0 +1,406 @@
+"""What tenants may have, over the API and over several gateways, and what they have used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+
+from gateway.replicas import LEASE_S
+from shared.messages import TenantUsage, encode
+from shared.settings import Settings
+from shared.topology import GATEWAYS, JOBS, UPLOADS, USAGE
+from tests.support.clock import FakeClock, settle
+from tests.support.gateway import Fleet, GatewayUnderTest, gateway, png
+from tests.support.memory_bus import MemoryBroker
+from tests.support.submits import submits
+
+LIMITS = "/v1/tenants/default/limits"
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(FakeClock())
+
+
+@pytest.fixture
+async def gw(broker: MemoryBroker, tmp_path: Path) -> AsyncIterator[GatewayUnderTest]:
+    async with gateway(broker, tmp_path, Settings(default_model="wan-demo", animate_model="wan-demo")) as made:
+        yield made
+
+
+@pytest.fixture
+async def fleet(gw: GatewayUnderTest, broker: MemoryBroker) -> Fleet:
+    made = Fleet(broker, gw.artifacts, gw.clock)
+    await made.announce()
+    return made
+
+
+async def limit(gw: GatewayUnderTest, **limits: float) -> None:
+    assert (await gw.client.put(LIMITS, json=limits)).status_code == 200
+
+
+async def submit(gw: GatewayUnderTest, **more: Any) -> httpx.Response:
+    return await gw.client.post("/v1/jobs", json={"prompt": "a lighthouse"}, **more)
+
+
+def named(answer: httpx.Response) -> str:
+    """The limit that a refusal names."""
+    assert answer.status_code == 429, answer.text
+    return str(answer.json()["errors"][0]["field"])
+
+
+# --- rates ------------------------------------------------------------------------------------------------------------
+
+
+async def test_submits_beyond_the_rate_are_told_when_to_come_back(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, submits_per_s=0.5, burst=2)
+    first = await submit(gw)
+    assert first.headers["ratelimit-policy"] == '"submits";q=2;w=4'
+    assert first.headers["ratelimit"] == '"submits";r=1;t=2'
+    await submit(gw)
+    refused = await submit(gw)
+    assert named(refused) == "submits_per_s"
+    assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("2", "2000")
+    assert refused.headers["ratelimit"] == '"submits";r=0;t=4'
+    await gw.clock.advance(1.99)
+    assert (await submit(gw)).status_code == 429
+    await gw.clock.advance(0.02)
+    assert (await submit(gw)).status_code == 202
+    assert (await submit(gw)).status_code == 429
+
+
+async def test_without_a_rate_no_headers_speak_of_one(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    answer = await submit(gw)
+    assert not [name for name in answer.headers if name.startswith("ratelimit")]
+    await limit(gw, submits_per_s=5)
+    assert "ratelimit" in (await submit(gw)).headers
+    assert "ratelimit" not in (await gw.client.get("/v1/queue")).headers
+
+
+async def test_every_way_to_make_a_job_keeps_to_the_rate(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    old = await gw.submit()
+    await fleet.complete(old["id"])
+    await limit(gw, submits_per_s=0.001, burst=1)
+    await gw.submit()
+    ways = submits() | {
+        f"/v1/jobs/{old['id']}/retry": {},
+        f"/v1/videos/{old['id']}/remix": {"json": {"prompt": "the same by night"}},
+    }
+    for path, arguments in ways.items():
+        answer = await gw.client.post(path.strip(), **arguments)
+        assert answer.status_code == 429, f"{path}: {answer.text}"
+        assert int(answer.headers["retry-after"]) > 900, path
+        assert int(answer.headers["retry-after-ms"]) > 900_000, path
+        assert answer.headers["ratelimit"].startswith('"submits";r=0;t='), path
+        assert "submits_per_s" in answer.text, path
+    assert len(gw.parts.live.queue) == 1
+
+
+async def test_a_repeated_submit_is_not_counted_and_never_refused(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    """Row 14 of the faults: a client that asks again after a 429 of another request gets its own job."""
+    await limit(gw, submits_per_s=0.001, burst=1)
+    key = {"Idempotency-Key": "k"}
+    first = await submit(gw, headers=key)
+    for _ in range(3):
+        again = await submit(gw, headers=key)
+        assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+
+
+async def test_what_is_refused_for_another_reason_costs_nothing(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, submits_per_s=0.001, burst=1)
+    for _ in range(3):
+        assert (await gw.client.post("/v1/jobs", json={"prompt": "a", "num_frames": 3})).status_code == 422
+    assert (await submit(gw)).status_code == 202
+
+
+async def test_a_rate_of_zero_is_final(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, submits_per_s=0)
+    refused = await submit(gw)
+    assert named(refused) == "submits_per_s"
+    assert "retry-after" not in refused.headers
+    assert refused.headers["x-should-retry"] == "false"
+
+
+async def test_the_default_of_the_settings_is_for_every_tenant(broker: MemoryBroker, tmp_path: Path) -> None:
+    settings = Settings(default_model="wan-demo", limit_submits_per_s=0.1, limit_burst=2, limit_queued=50)
+    async with gateway(broker, tmp_path, settings) as gw:
+        await Fleet(broker, gw.artifacts, gw.clock).announce()
+        assert [(await submit(gw)).status_code for _ in range(3)] == [202, 202, 429]
+        await limit(gw, submits_per_s=1000)
+        await gw.clock.advance(0.01)
+        assert [(await submit(gw)).status_code for _ in range(5)] == [202] * 5
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "field", "again"),
+    [
+        ({"max_queued": 3}, 4, "max_queued", True),
+        ({"submits_per_s": 0.1, "burst": 4}, 5, "burst", False),
+        ({"max_stored_bytes": 0}, 1, "max_stored_bytes", False),
+    ],
+)
+async def test_a_batch_is_taken_whole_or_not_at_all(
+    gw: GatewayUnderTest, fleet: Fleet, limits: dict[str, float], size: int, field: str, again: bool
+) -> None:
+    await limit(gw, **limits)
+    refused = await gw.client.post("/batch_submit", json=[{"prompt": "a lighthouse"}] * size)
+    assert named(refused) == field
+    assert ("retry-after" in refused.headers) == again
+    assert len(gw.parts.live.index.of("default")) == 0
+
+
+async def test_each_job_of_a_batch_counts(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, submits_per_s=0.5, burst=4)
+    batch = [{"prompt": "a lighthouse"}] * 3
+    taken = await gw.client.post("/batch_submit", json=batch)
+    assert (taken.status_code, taken.headers["ratelimit"]) == (200, '"submits";r=1;t=6')
+    refused = await gw.client.post("/batch_submit", json=batch)
+    assert named(refused) == "submits_per_s"
+    assert refused.headers["retry-after"] == "4"
+    assert gw.parts.live.index.of("default") == {"queued": 3}
+    await gw.clock.advance(4.0)
+    assert (await gw.client.post("/batch_submit", json=batch)).status_code == 200
+
+
+# --- several gateways -------------------------------------------------------------------------------------------------
+
+
+async def passed(*gateways: GatewayUnderTest) -> int:
+    """How many of twelve submits to each pass."""
+    taken = 0
+    for _ in range(12):
+        for one in gateways:
+            taken += (await submit(one)).status_code == 202
+    return taken
+
+
+async def test_gateways_share_out_the_rate(gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path) -> None:
+    """Together they let through the burst and not twice as much; what is over belongs to whoever is left."""
+    await limit(gw, submits_per_s=0.1, burst=8)
+    assert gw.parts.live.accounts.replicas.count() == 1
+    settings = Settings(default_model="wan-demo")
+    async with gateway(gw.broker, tmp_path, settings, "second") as second:
+        await settle()
+        assert [one.parts.live.accounts.replicas.count() for one in (gw, second)] == [2, 2]
+        assert await passed(gw, second) == 8
+        await gw.clock.advance(40.0)
+        assert await passed(gw, second) == 4
+    await settle()
+    assert gw.parts.live.accounts.replicas.count() == 1, "who leaves in good order says so"
+    await gw.clock.advance(40.0)
+    assert await passed(gw) == 4
+
+
+async def test_a_gateway_that_dies_is_counted_until_its_lease_ends(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    async with gateway(gw.broker, tmp_path, Settings(), "second") as second:
+        await settle()
+        replicas = gw.parts.live.accounts.replicas
+        assert replicas.count() == 2
+        gw.broker.cut("second")
+        await gw.clock.advance(LEASE_S - 2.1)
+        assert replicas.count() == 2
+        await gw.clock.advance(4.5)
+        assert replicas.count() == 1
+        gw.broker.mend("second")
+        await gw.clock.advance(5.0)
+        assert [one.parts.live.accounts.replicas.count() for one in (gw, second)] == [2, 2]
+
+
+async def test_a_broker_that_forgets_its_memory_makes_nobody_alone(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    async with gateway(gw.broker, tmp_path, Settings(), "second") as second:
+        await settle()
+        gw.broker.stop()
+        await gw.clock.advance(3.0)
+        gw.broker.start()
+        counts = []
+        for _ in range(10):
+            await gw.clock.advance(1.0)
+            counts += [one.parts.live.accounts.replicas.count() for one in (gw, second)]
+        assert set(counts) == {2}
+
+
+async def test_a_membership_that_changes_lets_through_what_is_stated(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    """The overshoot of a change: whoever joins brings its part of the burst."""
+    await limit(gw, submits_per_s=0.001, burst=8)
+    assert await passed(gw) == 8
+    async with gateway(gw.broker, tmp_path, Settings(default_model="wan-demo"), "second") as second:
+        await settle()
+        assert await passed(gw, second) == 4
+        async with gateway(gw.broker, tmp_path, Settings(default_model="wan-demo"), "third") as third:
+            await settle()
+            assert await passed(gw, second, third) == 2
+
+
+async def test_a_lease_is_small_and_of_one_gateway(gw: GatewayUnderTest) -> None:
+    assert (await gw.bus.bucket(GATEWAYS.name).usage())[0] == 1
+    await gw.clock.advance(10 * LEASE_S)
+    assert (await gw.bus.bucket(GATEWAYS.name).usage())[0] == 1
+
+
+# --- queued -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_gateway_is_exact_however_many_ask_at_once(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, max_queued=5)
+    answers = await asyncio.gather(*(submit(gw) for _ in range(20)))
+    assert sorted(answer.status_code for answer in answers) == [202] * 5 + [429] * 15
+    assert not gw.parts.admission.making
+
+
+async def test_a_submit_that_failed_leaves_its_place(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, max_queued=1)
+    gw.broker.refuse(JOBS.name)
+    assert (await submit(gw)).status_code == 503
+    assert not gw.parts.admission.making
+    gw.broker.refuse(JOBS.name, False)
+    assert (await submit(gw)).status_code == 202
+
+
+async def test_several_gateways_take_too_much_only_for_as_long_as_a_write_is_not_heard(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    await limit(gw, max_queued=5)
+    async with gateway(gw.broker, tmp_path, Settings(default_model="wan-demo"), "second") as second:
+        await settle()
+        answers = await asyncio.gather(*(submit(one) for one in (gw, second) for _ in range(20)))
+        taken = sum(answer.status_code == 202 for answer in answers)
+        assert 5 <= taken <= 2 * 5
+        await settle()
+        assert [named(await submit(one)) for one in (gw, second)] == ["max_queued"] * 2
+
+
+# --- stored bytes -----------------------------------------------------------------------------------------------------
+
+
+async def stored(gw: GatewayUnderTest) -> int:
+    return int((await gw.client.get(LIMITS)).json()["stored_bytes"])
+
+
+async def test_outputs_and_inputs_count_until_they_are_deleted(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    picture = png(40, 20)
+    await limit(gw, max_stored_bytes=len(picture) + 30)
+    jobs = []
+    for number in range(2):
+        answer = await gw.client.post("/v1/jobs", data={"prompt": f"{number}"}, files={"image": ("a.png", picture)})
+        jobs.append(answer.json()["id"])
+    assert await stored(gw) == len(picture), "the same file is kept once"
+    await fleet.run(jobs[0])
+    await fleet.finish(jobs[0], b"0" * 29)
+    assert await stored(gw) == len(picture) + 29
+    assert (await submit(gw)).status_code == 202
+    await fleet.run(jobs[1])
+    await fleet.finish(jobs[1], b"1" * 10)
+    refused = await submit(gw)
+    assert named(refused) == "max_stored_bytes"
+    assert refused.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.headers
+    for job in jobs:
+        assert (await gw.client.delete(f"/v1/jobs/{job}")).status_code == 204
+    assert await stored(gw) == 0
+    assert (await submit(gw)).status_code == 202
+
+
+async def test_a_file_that_would_be_too_much_is_not_stored(gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path) -> None:
+    first, second = png(16, 16), png(48, 48)
+    await limit(gw, max_stored_bytes=len(first) + len(second) - 1)
+    assert (await gw.client.post("/v1/files", files={"file": ("a.png", first)})).status_code == 201
+    assert await stored(gw) == len(first)
+    answers = [
+        await gw.client.post("/v1/files", files={"file": ("b.png", second)}),
+        await gw.client.post("/v1/jobs", data={"prompt": "a"}, files={"image": ("b.png", second)}),
+        await gw.client.post("/v1/videos", data={"prompt": "a"}, files={"input_reference": ("b.png", second)}),
+    ]
+    assert [answer.status_code for answer in answers] == [429] * 3
+    assert all("max_stored_bytes" in answer.text for answer in answers)
+    assert len(list((tmp_path / "inputs").rglob("*"))) == 2, "a folder of the tenant, and the first file in it"
+    again = await gw.client.post("/v1/files", files={"file": ("a.png", first)})
+    assert again.status_code == 201, "what is there is not kept twice"
+
+
+async def test_an_upload_is_heard_of_by_every_gateway_and_forgotten_with_the_file(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    picture = png(16, 16)
+    async with gateway(gw.broker, tmp_path, Settings(), "second") as second:
+        await gw.client.post("/v1/files", files={"file": ("a.png", picture)})
+        await settle()
+        assert await stored(second) == len(picture)
+    async with gateway(gw.broker, tmp_path, Settings(), "third") as third:
+        assert await stored(third) == len(picture)
+        ttl_s = UPLOADS.ttl_s or 0.0
+        await gw.clock.advance(ttl_s + 10.0)
+        assert [await stored(one) for one in (gw, third)] == [0, 0]
+
+
+async def test_an_archived_job_counts_on_and_after_a_restart(
+    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
+) -> None:
+    picture = png(16, 16)
+    answer = await gw.client.post("/v1/jobs", data={"prompt": "a"}, files={"image": ("a.png", picture)})
+    job = answer.json()["id"]
+    await fleet.run(job)
+    record = await fleet.finish(job, b"0" * 50)
+    entry = await fleet.bus.bucket(JOBS.name).get(job)
+    assert entry is not None
+    await fleet.bus.bucket("archive").create(f"default.{job}", encode(record))
+    await fleet.bus.bucket(JOBS.name).delete(job, entry.revision)
+    await settle()
+    assert await stored(gw) == len(picture) + 50
+    async with gateway(gw.broker, tmp_path, Settings(), "second") as second:
+        assert await stored(second) == len(picture) + 50
+        assert (await gw.client.delete(f"/v1/jobs/{job}")).status_code == 204
+        await settle()
+        assert [await stored(one) for one in (gw, second)] == [0, 0]
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_what_was_used_and_what_is_there(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await fleet.bus.bucket(USAGE.name).put("default", encode(TenantUsage(tenant="default", device_s=90.5, recent_s=9)))
+    first, second = (await gw.submit())["id"], (await gw.submit())["id"]
+    await fleet.complete(first, b"0" * 10)
+    await limit(gw, max_queued=7)
+    (shown,) = (await gw.client.get("/v1/usage")).json()["data"]
+    assert (shown["tenant"], shown["device_s"], shown["recent_device_s"]) == ("default", 90.5, 9.0)
+    assert shown["jobs"] == {"queued": 1, "succeeded": 1}
+    assert (shown["limits"]["max_queued"], shown["limits"]["queued"], shown["limits"]["stored_bytes"]) == (7, 1, 10)
+    assert shown["complete"] is True
+    assert second
+
+
+async def test_all_tenants_come_by_name_and_page(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    record = await fleet.record((await gw.submit())["id"])
+    other = replace(record, id="0" * 32, tenant="zoo")
+    await fleet.bus.bucket(JOBS.name).create(other.id, encode(other))
+    await fleet.bus.bucket(USAGE.name).put("acme", encode(TenantUsage(tenant="acme", device_s=1.0, recent_s=1.0)))
+    await gw.client.put("/v1/tenants/lab/limits", json={"max_queued": 1})
+    await settle()
+    everyone = (await gw.client.get("/v1/usage", params={"tenant": "*"})).json()
+    assert [view["tenant"] for view in everyone["data"]] == ["acme", "default", "lab", "zoo"]
+    assert everyone["next"] is None
+    page = (await gw.client.get("/v1/usage", params={"tenant": "*", "limit": 3})).json()
+    rest = (await gw.client.get("/v1/usage", params={"tenant": "*", "limit": 3, "after": page["next"]})).json()
+    assert page["data"] + rest["data"] == everyone["data"]
+    assert rest["next"] is None
+
+
+@pytest.mark.parametrize("query", [{"tenant": "a.b"}, {"tenant": ""}, {"limit": "0"}, {"limit": "x"}, {"who": "me"}])
+async def test_a_wrong_question_is_named(gw: GatewayUnderTest, query: dict[str, str]) -> None:
+    answer = await gw.client.get("/v1/usage", params=query)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, next(iter(query)))
