@@ -6,7 +6,8 @@
 
 So a start reads open jobs and what ended in the last minutes, however much is retained. The archive is written before
 the marker, so at every moment a job is found in one of the two. Whoever meets a marker, or nothing, looks there:
-a tombstone hides whatever else is found. The marker in ``jobs`` need only outlive followers that are late and calls
+a tombstone hides whatever else is found. Before the archive is written comes what the job's webhook is owed
+(``scheduler.owing``). The marker in ``jobs`` need only outlive followers that are late and calls
 that are under way, because the archive itself remembers the ids of keyed submits.
 
 Every step may be repeated, by this process or by another that believes to lead.
@@ -21,6 +22,7 @@ from itertools import islice
 
 from scheduler.deletions import Deletions, record_of
 from scheduler.metrics import Metrics
+from scheduler.owing import Owing
 from scheduler.retention import Retention
 from scheduler.several import several
 from shared.artifacts import Artifacts
@@ -75,6 +77,7 @@ class Archive:
         self._metrics = metrics
         self._leads = leads
         self._deletions = Deletions(bus, clock, artifacts)
+        self._owing = Owing(bus, metrics)
         self._retention = Retention(bus, settings, clock, metrics, self._deletions, leads, tenants)
         #: When each ended job ended and each marker was written, on the own clock; about in that order.
         self._ended: dict[str, float] = {}
@@ -152,6 +155,7 @@ class Archive:
         if await self._deletions.is_deleted(key):
             self._ended.pop(job, None)  # a user's deletion is under way, and will be finished
             return
+        await self._owing.make_sure(record)
         try:
             await self._archive.create(key, entry.value)
         except KeyExists:

@@ -32,6 +32,9 @@ class Metrics:
         self.expired = Counter(
             "genfleet_scheduler_expired", "Archived jobs that retention removed", registry=self.registry
         )
+        self.webhooks_lost = Counter(
+            "genfleet_scheduler_webhooks_lost", "Webhooks that found no room to wait", registry=self.registry
+        )
         self.swept = Counter("genfleet_scheduler_swept", "Files that nothing referred to", registry=self.registry)
         self.leftovers = Counter(
             "genfleet_scheduler_leftovers", "Files of attempts that came too late, removed", registry=self.registry
