@@ -238,6 +238,11 @@ class Gateway:
         """The same of GET."""
         return self._get(quote(path), query)
 
+    def put(self, path: str, body: Mapping[str, object]) -> bytes:
+        """The same of PUT."""
+        with self._reached():
+            return _checked(self._http.put(quote(path), json=body))
+
     def delete(self, path: str) -> bytes:
         """The same of DELETE."""
         with self._reached():

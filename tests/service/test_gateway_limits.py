@@ -267,7 +267,6 @@ async def test_a_submit_that_failed_leaves_its_place(gw: GatewayUnderTest, fleet
     gw.broker.refuse(JOBS.name)
     assert (await submit(gw)).status_code == 503
     assert not gw.parts.admission.making
-    gw.broker.refuse(JOBS.name, False)
     assert (await submit(gw)).status_code == 202
 
 
