@@ -20,7 +20,15 @@ OWN: dict[str, Any] = {
     "burst": None,
     "max_stored_bytes": None,
 }
-LIMITS: dict[str, Any] = {"tenant": "acme", **OWN, "submits_per_s": 0.5, "burst": 4, "queued": 3, "running": 1, "stored_bytes": 2048}
+LIMITS: dict[str, Any] = {
+    "tenant": "acme",
+    **OWN,
+    "submits_per_s": 0.5,
+    "burst": 4,
+    "queued": 3,
+    "running": 1,
+    "stored_bytes": 2048,
+}
 SHOWN = """weight             2
 max_queued         5              3 wait
 max_running        none           1 at workers
