@@ -9,7 +9,7 @@ encoded once per job, not per client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from gateway.schema import QueueView
@@ -125,7 +125,7 @@ class Streams:
             for subscriber in feed.subscribers:
                 subscriber.wake.set()
 
-    async def events(self, job: str, look: Callable[[], Now | None], next_index: int) -> AsyncIterator[bytes]:
+    async def events(self, job: str, look: Callable[[], Now | None], next_index: int) -> AsyncGenerator[bytes, None]:
         """The job's events from transition ``next_index`` on, to the terminal one.
 
         Args:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from litestar import get
 from litestar.params import FromPath
-from litestar.response import Response, Stream
+from litestar.response import Response
 
 from gateway import ids
 from gateway.auth import tenant_of
+from gateway.event_stream import EventStream
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem
 from gateway.streams import Now
 from shared.messages import TERMINAL
 
-#: Proxies must neither keep nor collect what is sent.
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
 
 @get("/v1/jobs/{job_id:str}/events")
-async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream | Response[bytes]:
+async def events(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     """Transitions from the beginning, or after ``Last-Event-ID``; progress as it comes; ends with the terminal one.
 
     A client that comes back with the terminal one's id gets 204, which tells a browser's EventSource to stay away; it
@@ -31,11 +29,7 @@ async def events(request: AnyRequest, job_id: FromPath[str]) -> Stream | Respons
     if record.state in TERMINAL and next_index > record.transitions[-1].index:
         return Response(b"", status_code=204)
     ended = Now(record, None, None) if record.state in TERMINAL else None  # archived ones are not in the view
-    return Stream(
-        live.streams.events(job, lambda: live.now(job) or ended, next_index),
-        media_type="text/event-stream",
-        headers=_HEADERS,
-    )
+    return EventStream(live.streams.events(job, lambda: live.now(job) or ended, next_index))
 
 
 def _next_index(last: str | None) -> int:

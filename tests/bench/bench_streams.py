@@ -161,19 +161,19 @@ async def _running(made: Front, bus: Bus, count: int) -> list[str]:
     """So many jobs that run."""
     bodies = request("POST", "/v1/jobs", made.port, headers={"Authorization": f"Bearer {made.key}"}, body=JOB)
     await blast(made.port, lambda: bodies, count, 202, 8)
-    bucket, ids = bus.bucket(JOBS.name), list[str]()
-    async for batch in bus.bucket(JOBS.name).follow():
+    bucket, queued = bus.bucket(JOBS.name), list[tuple[JobRecord, int]]()
+    async for batch in bucket.follow():
         for entry in batch.entries:
             assert entry.value is not None
-            record = decode(entry.value, JobRecord)
-            stamp = Stamp(by="bench", at=time.time(), since_s=0.0)
-            record = lifecycle.assign(record, WORKER, f"{WORKER}-1", stamp)
-            revision = await bucket.update(record.id, encode(record), entry.revision)
-            await bucket.update(record.id, encode(lifecycle.run(record, stamp)), revision)
-            ids.append(record.id)
-        if len(ids) >= count:
+            queued.append((decode(entry.value, JobRecord), entry.revision))
+        if len(queued) == count:
             break
-    return ids
+    for record, revision in queued:
+        stamp = Stamp(by="bench", at=time.time(), since_s=0.0)
+        assigned = lifecycle.assign(record, WORKER, f"{WORKER}-1", stamp)
+        revision = await bucket.update(record.id, encode(assigned), revision)
+        await bucket.update(record.id, encode(lifecycle.run(assigned, stamp)), revision)
+    return [record.id for record, _ in queued]
 
 
 async def _publish(bus: Bus, ids: list[str], rate: float, seconds: float) -> None:
