@@ -14,6 +14,7 @@ import asyncio
 import base64
 import hashlib
 import ipaddress
+import warnings
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import msgspec
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, JWKRegistry, KeySet, OKPKey, RSAKey
 from msgspec import Struct
 
@@ -167,7 +168,10 @@ class Tokens:
             exp={"essential": True},
         )
         try:
-            claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
+            with warnings.catch_warnings():
+                # "EdDSA" names a family where "Ed25519" names one (RFC 9864), and is what providers write.
+                warnings.simplefilter("ignore", SecurityWarning)
+                claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
             registry.validate(claims)
         except (JoseError, ValueError) as error:
             # The class alone: the message may quote the token.
