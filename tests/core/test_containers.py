@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.settings import PREFIX, load
+from gateway.auth import keyless, secret_of
+from shared.exposure import check_listening, loopback
+from shared.settings import PREFIX, Settings, load
 from workers import pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,19 +27,39 @@ def test_the_services_are_those_of_the_design(compose: dict[str, Any]) -> None:
     assert compose["services"]["nats"]["image"].startswith("nats:2.10.")
 
 
+SECRETS = "/run/secrets/"
+
+
+def settings_of(service: dict[str, Any], folder: Path) -> tuple[Settings, set[str]]:
+    """What its environment says, each secret a file of the name that the environment gives it; and those names."""
+    environ = {key: str(value) for key, value in service.get("environment", {}).items() if key.startswith(PREFIX)}
+    names = set()
+    for key, value in environ.items():
+        if value.startswith(SECRETS):
+            assert key.endswith("_FILE"), "secrets are never in the environment itself"
+            name = value.removeprefix(SECRETS)
+            (folder / name).write_text(f"{name} {'x' * 40}")
+            environ[key] = str(folder / name)
+            names.add(name)
+    return load(environ), names
+
+
 def test_every_setting_exists_and_has_an_allowed_value(compose: dict[str, Any], tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("abc")
-    for name, service in compose["services"].items():
-        environ = {key: str(value) for key, value in service.get("environment", {}).items() if key.startswith(PREFIX)}
-        if name == "nats":
-            assert environ == {}
-            continue
-        assert environ.pop(f"{PREFIX}NATS_TOKEN_FILE") == "/run/secrets/nats_token"
-        settings = load({**environ, f"{PREFIX}NATS_TOKEN_FILE": str(token)})
+    for name in ("gateway", "scheduler", "worker"):
+        service = compose["services"][name]
+        settings, secrets = settings_of(service, tmp_path)
         assert settings.nats_url == "nats://nats:4222"
         assert settings.artifacts == "/data/artifacts"
-        assert service["secrets"] == ["nats_token"]
+        assert secrets == set(service["secrets"]), name
+
+
+def test_the_gateway_starts_and_asks_for_keys(compose: dict[str, Any], tmp_path: Path) -> None:
+    """Row 26 of the faults: it listens on every address of its container."""
+    settings, _ = settings_of(compose["services"]["gateway"], tmp_path)
+    assert not loopback(settings.host)
+    assert check_listening(settings) is False
+    assert secret_of(settings).startswith("secret ")
+    assert not keyless(settings)
 
 
 def test_what_they_refer_to_is_there(compose: dict[str, Any]) -> None:
