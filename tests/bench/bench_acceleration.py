@@ -19,13 +19,13 @@ from msgspec.structs import replace
 from shared.messages import AttentionCache, Input, JobRequest, StepCache
 from tests.bench import report
 from tests.engine.scripted import ROOT
+from tests.support.framed import read_picture
 from workers.engine import devices
 from workers.engine.acceleration import compiling, quantising
 from workers.engine.acceleration.attention_cache import Cache
 from workers.engine.course import Alone, Course, Silent
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
-from tests.support.framed import read_picture
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages import decode

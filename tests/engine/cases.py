@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.messages import JobRequest, Layout, Parallel
+from tests.support.framed import read_picture, read_reference
 from tests.support.gloo import Ranks
 from workers.engine import devices
 from workers.engine.acceleration.attention_cache import Cache
@@ -20,7 +21,7 @@ from workers.engine.errors import AgreedFailure, StoppedAt
 from workers.engine.families.base import Job
 from workers.engine.families.wan import Wan
 from workers.engine.lockstep import Beat, Command, Leave, Lockstep, Work
-from workers.engine.media import Clip, read_picture, read_reference
+from workers.engine.media import Clip
 from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages import decode

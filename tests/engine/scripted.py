@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from shared.messages import JobRequest
+from tests.support.framed import framed
 from workers import link
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,11 +94,15 @@ class Group:
             if isinstance(frame, link.Done | link.Refused | link.Broke | link.Stopped) and frame.job == job:
                 return frame
 
-    def run(self, job: str, request: JobRequest, inputs: dict[str, str] | None = None) -> Path:
-        """Send a run; gives its output folder."""
+    def run(
+        self, job: str, request: JobRequest, inputs: dict[str, str] | None = None, *, decoded: bool = False
+    ) -> Path:
+        """Send a run; gives its output folder. ``decoded``: the inputs are files of frames already."""
         out = self.folder / "out" / job
         out.mkdir(parents=True)
-        self.send(link.Run(job=job, epoch=1, request=request, inputs=inputs or {}, out_dir=str(out)))
+        inputs = inputs or {}
+        inputs = inputs if decoded else framed(request, inputs)
+        self.send(link.Run(job=job, epoch=1, request=request, inputs=inputs, out_dir=str(out)))
         return out
 
     def hang_up(self) -> None:

@@ -13,13 +13,13 @@ import torch
 
 from tests.engine import cases
 from tests.engine.requests import image_request, picture, request
+from tests.support.framed import read_picture
 from workers.engine.checkpoint import IMAGINED
 from workers.engine.course import Alone
 from workers.engine.direct import Direct
 from workers.engine.errors import OutOfMemory, PeersLost
 from workers.engine.families.base import Job
 from workers.engine.families.wan_conditions.image_channels import Channels
-from workers.engine.media import read_picture
 from workers.engine.rank import leave_failure
 from workers.link import Done, Refused
 

@@ -91,7 +91,7 @@ def test_a_group_from_hello_to_its_end(checkpoints: Folders, short: Path, tmp_pa
         assert first.shape == (64, 128, 3)
         assert (first != second).any()
 
-        group.run("refused", image_request(), {"image": str(damaged)})
+        group.run("refused", image_request(), {"image": str(damaged)}, decoded=True)
         refused = group.answer("refused")
         assert isinstance(refused, Refused)
         assert refused.reason == "input_rejected"

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from shared import inputs
+from shared.decoding import shape_of
 from shared.messages import (
     Accepted,
     Busy,
@@ -30,6 +32,8 @@ from shared.messages import (
 )
 from shared.topology import MODELS, PROGRESS, RESULTS, WORKERS, model_key
 from tests.support.agent_scene import Scene, ready_scene
+from tests.support.films import film
+from tests.support.gateway import png
 from tests.support.scripted_rank import (
     INCARNATION,
     WORKER,
@@ -203,23 +207,29 @@ def _content(path: str) -> bytes:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-async def test_inputs_are_local_files(scene: Scene) -> None:
-    stored = await scene.house.artifacts.put("inputs/default/abc", b"a photo")
-    given = Input(key=stored.key, media_type="image/png", size=7, sha256=stored.sha256)
-    run = await scene.run("job1", request=a_request(image=given))
-    assert _content(run.inputs["image"]) == b"a photo"
-    assert run.inputs["image"].endswith(".png")
-
-
-async def test_every_kind_of_input_has_its_own_file(scene: Scene) -> None:
+async def test_every_kind_of_input_becomes_frames_of_its_own(scene: Scene, tmp_path: Path) -> None:
+    files = {"video": film(tmp_path / "v.mp4").read_bytes(), "mask": png(8), "one": png(16), "two": png(24)}
     given = {}
-    for name in ("video", "mask", "one", "two"):
-        stored = await scene.house.artifacts.put(f"inputs/default/{name}", name.encode())
-        given[name] = Input(key=stored.key, media_type="video/mp4", size=len(name), sha256=stored.sha256)
+    for name, data in files.items():
+        stored = await scene.house.artifacts.put(f"inputs/default/{name}", data)
+        given[name] = Input(key=stored.key, media_type="", size=len(data), sha256=stored.sha256)
     references = (given["one"], given["two"])
-    run = await scene.run("job1", request=a_request(video=given["video"], mask=given["mask"], references=references))
-    contents = {name: _content(path) for name, path in run.inputs.items()}
-    assert contents == {"video": b"video", "mask": b"mask", "references.0": b"one", "references.1": b"two"}
+    asked = a_request(num_frames=5, fps=8, video=given["video"], mask=given["mask"], references=references)
+    run = await scene.run("job1", request=asked)
+    assert set(run.inputs) == {"video", "mask", "references.0", "references.1"}
+    shapes = {}
+    for name, path in run.inputs.items():
+        data = _content(path)
+        shape = shape_of(data, len(data), inputs.make(name, asked))
+        shapes[name] = (shape.frames, shape.channels, shape.still)
+    assert shapes == {
+        "video": (5, 3, False),
+        "mask": (1, 1, True),
+        "references.0": (1, 3, True),
+        "references.1": (1, 3, True),
+    }
+    # What was sent is not there any more: the group never sees it.
+    assert sorted(path.name for path in scene.files_left()) == sorted(f"{name}.frames" for name in run.inputs)
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,6 @@ from workers.link import OutputFile
 #: Seconds between tries at a store that fails, doubling up to the second.
 RETRY_S = (0.25, 8.0)
 _NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,127}")
-_SUFFIXES = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/gif": ".gif",
-    "video/mp4": ".mp4",
-    "video/webm": ".webm",
-    "video/quicktime": ".mov",
-}
 
 _log = log(__name__)
 T = TypeVar("T")
@@ -46,15 +37,26 @@ class BadOutput(GenfleetError):
 async def fetch_inputs(
     artifacts: Artifacts, downloads: Downloads, request: JobRequest, folder: Path, clock: Clock
 ) -> dict[str, str]:
-    """The job's inputs as local files in ``folder``: paths by the names of ``JobRequest.inputs``.
+    """The job's inputs as files of frames in ``folder``: paths by the names of ``JobRequest.inputs``.
 
     Raises:
-        BadInput: one is missing or differs from its size or SHA-256, or cannot be had from its URL.
+        BadInput: one is missing or differs from its size or SHA-256, cannot be had from its URL, or cannot be decoded.
+        IntakeDown: nothing can be decoded here.
     """
-    wanted = request.inputs()
-    paths = {name: folder / (name + _SUFFIXES.get(given.media_type, "")) for name, given in wanted.items()}
-    await asyncio.gather(*(_fetch(artifacts, downloads, name, wanted[name], paths[name], clock) for name in wanted))
-    return {name: str(path) for name, path in paths.items()}
+
+    async def one(name: str, given: Input) -> tuple[str, str]:
+        path = folder / f"{name}.input"
+        await _fetch(artifacts, downloads, name, given, path, clock)
+        return name, str(await downloads.decode(request, name, path))
+
+    fetching = [asyncio.ensure_future(one(name, given)) for name, given in request.inputs().items()]
+    try:
+        return dict(await asyncio.gather(*fetching))
+    finally:
+        # After one that fails, the others must not go on in a folder that is taken away.
+        for each in fetching:
+            each.cancel()
+        await asyncio.gather(*fetching, return_exceptions=True)
 
 
 async def _fetch(artifacts: Artifacts, downloads: Downloads, name: str, given: Input, path: Path, clock: Clock) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from shared.messages import JobRequest, ModelCard
+from shared import intake
+from shared.inputs import kind_of, make
+from shared.intake import Rejected
+from shared.messages import JobRequest, ModelCard, Reason
 from workers.engine import attempt, devices
 from workers.engine.course import Alone
 from workers.engine.families.base import Family
@@ -14,6 +18,8 @@ from workers.engine.parallel.mesh import Mesh
 from workers.engine.progress import Pace
 from workers.link import Done, Pulse, Refused, Run
 from workers.pool import Pool
+
+_JOB = "direct"
 
 
 class Direct:
@@ -48,8 +54,22 @@ class Direct:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> attempt.Answer:
         """Do the request; the answer is what rank 0 of a group would give."""
-        named = {name: str(path) for name, path in inputs.items()}
-        run = Run(job="direct", epoch=1, request=request, inputs=named, out_dir=str(out_dir))
+        with tempfile.TemporaryDirectory(prefix="genfleet-direct-") as folder:
+            try:
+                named = intake.at_once(_decoded(request, inputs, Path(folder))) if inputs else {}
+            except Rejected as error:
+                return Refused(job=_JOB, epoch=1, reason=Reason.INPUT_REJECTED, message=str(error))
+            return self._run(request, named, out_dir, on_pulse, should_stop)
+
+    def _run(
+        self,
+        request: JobRequest,
+        inputs: dict[str, str],
+        out_dir: Path,
+        on_pulse: Callable[[Pulse], None],
+        should_stop: Callable[[], bool],
+    ) -> attempt.Answer:
+        run = Run(job=_JOB, epoch=1, request=request, inputs=inputs, out_dir=str(out_dir))
         prepared = attempt.prepare(self._family, run)
         if isinstance(prepared, Refused):
             return prepared
@@ -58,6 +78,22 @@ class Direct:
         except Exception as error:
             self._family.forget()
             return attempt.broke(self._device, run, error)
+
+
+async def _decoded(request: JobRequest, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """The inputs as files of frames, as an agent has them made."""
+    made = {}
+    decoder = intake.Intake()
+    try:
+        for name, path in inputs.items():
+            made[name] = str(folder / f"{name}.frames")
+            allowed = kind_of(name).allowed
+            await decoder.make(path, Path(made[name]), name, allowed, make(name, request))
+    except (Rejected, FileNotFoundError) as error:
+        raise Rejected(f"{name}: {error}") from error
+    finally:
+        await decoder.close()
+    return made
 
 
 class DirectError(Exception):
