@@ -14,7 +14,7 @@ from gateway.webhooks import signing
 from gateway.webhooks.schedule import FIRST_S, JITTER, LONGEST_S, Failed, Told, due_after, pause, verdict
 from shared import lifecycle
 from shared.lifecycle import Stamp, born
-from shared.messages import JobRecord, JobRequest
+from shared.messages import JobRecord, JobRequest, State
 from shared.webhooks import delivery_of, receiver_of, shown
 
 DAY_S = 86_400.0
@@ -163,7 +163,7 @@ def test_an_end_owes_one_delivery_the_same_whoever_makes_it() -> None:
 
 def test_no_end_and_no_address_owe_nothing() -> None:
     assert delivery_of(ended(webhook_url=None)) is None
-    open_ = born(replace(ended(), state=lifecycle.State.QUEUED, transitions=()), Stamp(by="g", at=1.0))
+    open_ = born(replace(ended(), state=State.QUEUED, transitions=()), Stamp(by="g", at=1.0))
     assert delivery_of(open_) is None
 
 

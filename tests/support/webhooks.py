@@ -77,10 +77,16 @@ class Sender:
                 limit.cancel()
             if not self.receivers.hanging[url].is_set():
                 return Failed(error="took too long", down=True)
-        return self.receivers.answers.get(url, lambda _: Told(200))(made)
+        return self.receivers.answers.get(url, takes)(made)
+
+
+def takes(_: Try) -> Verdict:
+    """200."""
+    return Told(200)
 
 
 def says(status: int, header: str | None = None) -> Callable[[Try], Verdict]:
+    """That status, and that ``Retry-After``."""
     return lambda _: verdict(status, header)
 
 
