@@ -17,31 +17,35 @@ _REMEMBERED = 10_000
 
 
 class Departed:
-    """Remembers at which revision each of them left, and tells its end to whoever still watches it."""
+    """Remembers at which revision each of them left, and whose it was, and tells its end to whoever still watches
+    it."""
 
     def __init__(self, retained: RetainedJobs, clock: Clock) -> None:
         self._retained = retained
         self._clock = clock
-        self._revisions: OrderedDict[str, int] = OrderedDict()
+        self._left: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._endings: set[asyncio.Task[None]] = set()
 
-    def __contains__(self, job: str) -> bool:
-        return job in self._revisions
+    def has(self, job: str, tenant: str) -> bool:
+        """Whether a job of that tenant has left. Of another's nothing is known, so that nobody can tell by the time it
+        takes whether there was one."""
+        return self._left.get(job, (0, ""))[1] == tenant
 
     def revision(self, job: str) -> int:
         """The revision at which the job left; 0 if it did not, or long ago."""
-        return self._revisions.get(job, 0)
+        return self._left.get(job, (0, ""))[0]
 
-    def add(self, job: str, revision: int) -> None:
-        """The job has left."""
-        self._revisions[job] = max(revision, self.revision(job))
-        self._revisions.move_to_end(job)
-        if len(self._revisions) > _REMEMBERED:
-            self._revisions.popitem(last=False)
+    def add(self, job: str, revision: int, tenant: str) -> None:
+        """The job has left; ``tenant`` is empty if nobody knows any more whose it was."""
+        before, owner = self._left.get(job, (0, ""))
+        self._left[job] = max(revision, before), tenant or owner
+        self._left.move_to_end(job)
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)
 
     def clear(self) -> None:
         """The bucket was made anew."""
-        self._revisions.clear()
+        self._left.clear()
 
     def tell_end(self, feed: Feed) -> None:
         """The job left while its end was missed here; whoever watches it has a right to it."""

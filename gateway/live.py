@@ -21,7 +21,6 @@ from gateway.fleet import Fleet
 from gateway.following import Following
 from gateway.index import JobIndex, QueueIndex
 from gateway.operators import Operators
-from gateway.problems import not_found
 from gateway.retained import RetainedJobs
 from gateway.schema import JobView, QueueView
 from gateway.stored import kept
@@ -251,7 +250,7 @@ class Live:
             self.retained.add(known.record)
         elif feed is not None and not feed.deleted:
             # Its end was missed here, while contact was broken for long; whoever watches it has a right to it.
-            self._departed.add(job, revision)
+            self._departed.add(job, revision, feed.record.tenant)
             self._forget(job)
             self._departed.tell_end(feed)
             return
@@ -265,8 +264,9 @@ class Live:
             self._left(job, known.revision)
 
     def _delete(self, job: str, revision: int) -> None:
+        known = self._jobs.get(job)
+        self._departed.add(job, revision, "" if known is None else known.record.tenant)
         self._forget(job)
-        self._departed.add(job, revision)
         feed = self.streams.feed(job)
         if feed is not None:
             feed.gone()
@@ -294,16 +294,15 @@ class Live:
             BusUnavailable: it is not known here and the bus does not answer.
         """
         known = self._jobs.get(job)
-        if known is None:
+        if known is None or known.record.tenant != tenant:
             return await self.refresh(job, tenant)
-        if known.record.tenant != tenant:
-            raise not_found()
         return known
 
     async def refresh(self, job: str, tenant: str) -> Known:
-        """The job as the buckets have it now. Raises as ``find``."""
+        """The job as the buckets have it now. Raises as ``find``. Another tenant's is looked for in all the places in
+        which one is that does not exist: the answer is the same, and so is the way to it."""
         known: Known | None = None
-        if job not in self._departed:
+        if not self._departed.has(job, tenant):
             entry = await self._bus.bucket(JOBS.name).get(job)
             if entry is not None:
                 self.take(entry)
@@ -312,11 +311,9 @@ class Live:
                 # Its marker has been purged; this process was away while it ended and was archived.
                 self._left(job, known.revision + 1)
                 known = None
-        if known is None:
+        if known is None or known.record.tenant != tenant:
             record, archived = await self.retained.find(job, tenant)
             return Known(record, archived.revision, archived.timestamp)
-        if known.record.tenant != tenant:
-            raise not_found()
         return known
 
     def view(self, record: JobRecord) -> JobView:
