@@ -70,7 +70,7 @@ def test_an_image_model_does_text_only_if_its_folder_says_how(checkpoints: Folde
     assert np.isfinite(cases.alone(folder, request()).latents).all()
 
 
-def test_a_first_frame_to_be_made_up_is_a_grey_one_with_a_mask_of_its_own(checkpoints: Folders, tmp_path: Path) -> None:
+def test_a_first_frame_to_be_made_up_is_a_canvas_with_a_mask_of_its_own(checkpoints: Folders, tmp_path: Path) -> None:
     source, image = checkpoints("wan22-i2v"), picture(tmp_path)
     folder = declared(source, tmp_path / "imagined", text_to_video="imagined_frame")
     model = cases.family(folder, 1)

@@ -56,8 +56,8 @@ class Extras(Struct, frozen=True):
         image_condition: ``first_frame`` as the published models: the condition video is the image, then zeros;
             ``repeat_first_frame``: the image in every frame. The mask marks frame 0 in both.
         text_to_video: ``zero_condition``: an image-to-video transformer also does text-to-video, its condition
-            channels and mask all zero. ``imagined_frame``: it does, with the condition of a mid-grey picture whose
-            mask holds `IMAGINED` instead of 1: there are borders and a first frame to go by. ``refuse``: it does not.
+            channels and mask all zero. ``imagined_frame``: it does, with the condition of a picture
+            (``encode_image.canvas``) whose mask holds `IMAGINED` instead of 1. ``refuse``: it does not.
         max_sequence_length: tokens that prompt embeddings are padded to.
         card: fields of the model card that differ from what is derived.
     """

@@ -35,6 +35,15 @@ def clip_chunks(clip: Clip, device: torch.device) -> Iterator[Tensor]:
         start += size
 
 
+def canvas(height: int, width: int, device: torch.device) -> Tensor:
+    """The picture that stands for none, [1, 3, 1, H, W] in -1..1: red grows to the right, green downwards, so that a
+    transformer whose positions are all relative can tell the places apart."""
+    down, right = ((torch.arange(size, device=device) + 0.5) * 2 / size - 1 for size in (height, width))
+    blue = torch.zeros(height, width, device=device)
+    colours = (right[None].expand_as(blue), down[:, None].expand_as(blue), blue)
+    return 0.8 * torch.stack(colours)[None, :, None]
+
+
 def frame_mask(latents: Tensor, temporal: int, *, ends: bool) -> Tensor:
     """The mask of the given frames, folded by the VAE's compression in time, [1, temporal, f, h, w], float32: 1 at the
     first frame, which has a latent frame of its own, and, if ``ends``, at the last."""

@@ -73,11 +73,10 @@ class ImageChannels:
         return Channels(torch.cat([mask, latents], 1), features)
 
     def _imagined(self, request: JobRequest, split: WidthSplit | None, course: Course) -> Channels:
-        """The condition of a mid-grey picture, marked as one that is to be made up."""
+        """The condition of a canvas to paint on, marked as a picture that is to be made up."""
         config = self._eyes.checkpoint
-        grey = torch.zeros(1, 3, 1, request.height, request.width, device=self._eyes.device)
-        chunks = (grey.expand(-1, -1, size, -1, -1) for size in chunk_sizes(request.num_frames))
-        latents = self._eyes.video(chunks, split, course)
+        canvas = encode_image.canvas(request.height, request.width, self._eyes.device)
+        latents = self._eyes.video(_then_grey(canvas, request.num_frames), split, course)
         mask = IMAGINED * encode_image.frame_mask(latents, config.vae.scale_factor_temporal, ends=False)
         made = self._zeros(latents)
         made.channels = torch.cat([mask, latents], 1)
@@ -112,3 +111,8 @@ class ImageChannels:
             if last is not None and done == frames:
                 chunk = torch.cat([chunk[:, :, :-1], encode_image.pixels(last, self._eyes.device)], 2)
             yield chunk
+
+
+def _then_grey(first: Tensor, frames: int) -> Iterator[Tensor]:
+    for number, size in enumerate(chunk_sizes(frames)):
+        yield (first if number == 0 else torch.zeros_like(first)).expand(-1, -1, size, -1, -1)
