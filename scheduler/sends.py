@@ -10,13 +10,14 @@ import msgspec
 
 from scheduler.commands import SendAssign, SendCancel
 from scheduler.events import Answer, AssignAnswered, Event, NoAnswer, NoListener
+from scheduler.grants import Granting
 from scheduler.metrics import Metrics
 from scheduler.records import Revision
 from scheduler.watch import Watch
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.errors import BucketFull, BusUnavailable, InvalidKey, NoResponders
-from shared.messages import Accepted, Assign, AssignReply, CancelOrder, State, encode
+from shared.errors import ArtifactError, BucketFull, BusUnavailable, InvalidKey, NoResponders, SettingsError
+from shared.messages import Accepted, Assign, AssignReply, CancelOrder, CannotServe, State, encode
 from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import ORDERS, assign_subject, cancel_key, nudge_subject
@@ -39,6 +40,7 @@ class Sends:
         settings: Settings,
         clock: Clock,
         watch: Watch,
+        granting: Granting,
         metrics: Metrics,
         leads: Callable[[], bool],
         feed: Callable[[Event], None],
@@ -48,6 +50,7 @@ class Sends:
         self._clock = clock
         self._orders = bus.bucket(ORDERS.name)
         self._watch = watch
+        self._granting = granting
         self._metrics = metrics
         self._leads = leads
         self._feed = feed
@@ -74,6 +77,9 @@ class Sends:
     async def _ask(self, command: SendAssign, kept: Revision) -> Answer:
         try:
             record = kept.record()
+            files = None
+            if self._watch.needs_grants(command.worker, command.incarnation):
+                files = await self._granting.of(command.job, command.epoch, record.request, record.run_timeout_s)
             message = Assign(
                 job=command.job,
                 epoch=command.epoch,
@@ -82,6 +88,7 @@ class Sends:
                 request=record.request,
                 run_timeout_s=record.run_timeout_s,
                 tenant=record.tenant,
+                files=files,
             )
             subject = assign_subject(command.worker, command.incarnation)
             return _replies.decode(await self._bus.request(subject, encode(message), self._settings.assign_timeout_s))
@@ -89,6 +96,9 @@ class Sends:
             return NoListener()
         except (BusUnavailable, InvalidKey):
             return NoAnswer()
+        except (SettingsError, ArtifactError) as error:
+            _LOG.error("no_files_granted", worker=command.worker, error=str(error))
+            return CannotServe(message=str(error)[:500])
         except msgspec.MsgspecError as error:
             _LOG.error("neither_a_record_nor_a_reply", worker=command.worker, error=str(error))
             return NoAnswer()

@@ -33,6 +33,7 @@ from scheduler.events import (
     Tick,
     WriteLost,
 )
+from scheduler.grants import Granting
 from scheduler.leader import Election, Leader
 from scheduler.ledger import Ledger
 from scheduler.leftovers import Leftovers
@@ -140,7 +141,8 @@ class Scheduler:
         self.election = election or Leader(
             bus, clock, self.name, settings.leader_lease_s, self.metrics, self._lead_changed
         )
-        self._sends = Sends(bus, settings, clock, self._watch, self.metrics, self.election.leads, self._feed)
+        granting = Granting(settings, artifacts, clock)
+        self._sends = Sends(bus, settings, clock, self._watch, granting, self.metrics, self.election.leads, self._feed)
         self._ledger = Ledger(
             bus, clock, self.state.shares, lambda: self.state.ready, self._watch.age, self._feed, self._is_there
         )

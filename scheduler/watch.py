@@ -65,6 +65,8 @@ class Watch:
         self._heard = 0
         self._echoes: set[int] = set()
         self._results: OrderedDict[str, int] = OrderedDict()
+        #: Workers that need grants for files, with their incarnation.
+        self._by_grants: dict[str, str] = {}
 
     def _now(self) -> float:
         return self._clock.monotonic()
@@ -134,7 +136,15 @@ class Watch:
         if lease.worker != entry.key:
             _LOG.error("lease_under_wrong_key", key=entry.key)
             return
+        if lease.grants:
+            self._by_grants[lease.worker] = lease.incarnation
+        else:
+            self._by_grants.pop(lease.worker, None)
         self._feed(LeaseSeen(now=self._now(), lease=lease))
+
+    def needs_grants(self, worker: str, incarnation: str) -> bool:
+        """Whether that start of the worker has no way to the artifact store but what assignments grant it."""
+        return self._by_grants.get(worker) == incarnation
 
     def see_result(self, entry: Entry, live: bool) -> bool:
         """The end of an attempt; whether it was one."""

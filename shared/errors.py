@@ -18,6 +18,10 @@ class BusUnavailable(BusError):
     """The message bus did not answer in time: whether the write happened is unknown."""
 
 
+class NotPermitted(BusUnavailable):
+    """The broker does not allow that to these credentials: nothing was written or asked."""
+
+
 class KeyExists(BusError):
     """The key has been written before (a deletion marker counts)."""
 
@@ -52,6 +56,10 @@ class ArtifactError(GenfleetError):
 
 class ArtifactNotFound(ArtifactError):
     """No such artifact."""
+
+
+class ArtifactRefused(ArtifactError):
+    """The artifact store, or who stands before it, says no: asking once more does not help."""
 
 
 class SettingsError(GenfleetError):

@@ -161,8 +161,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retain_days: Annotated[float, Meta(gt=0)] = 30.0
     retain_count: Count = 100_000
 
+    #: Where workers that keep files by grants (``artifacts = grants``) reach a gateway; empty: as clients do.
+    files_url: str = ""
+    #: Of one file that such a worker writes.
+    max_output_bytes: Count = 4 * 1024**3
+
     # worker
     pool: str = ""
+    #: What files say of their origin: nothing, all but the prompts, or these too.
+    provenance: Literal["off", "parameters", "full"] = "parameters"
     worker: WorkerName | None = None
     lease_s: Seconds = 6.0
     runtime_dir: str = ""

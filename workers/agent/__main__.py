@@ -18,12 +18,14 @@ import prometheus_client
 import uvloop
 
 from shared import environment, garbage, nats_bus, settings, telemetry
-from shared.artifacts import open_store
 from shared.clock import SystemClock
 from shared.errors import GenfleetError, SettingsError
+from shared.grants import BY_GRANTS
 from shared.settings import Settings
+from shared.stores import open_artifacts
 from workers import pool as pools
 from workers.agent.agent import Agent, fresh_incarnation
+from workers.agent.granted import GrantedStore
 from workers.agent.metrics import AgentMetrics
 from workers.agent.process import LocalLauncher
 from workers.agent.pulling import HubPulls
@@ -71,7 +73,8 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
     folder = await asyncio.to_thread(private_folder, given, worker)
     metrics = AgentMetrics()
     serve_metrics(given, metrics)
-    artifacts = await asyncio.to_thread(open_store, given.artifacts)
+    by_grants = given.artifacts == BY_GRANTS
+    artifacts = GrantedStore() if by_grants else await asyncio.to_thread(open_artifacts, given)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,6 +114,8 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
     finally:
         if isinstance(launcher, SpanningLauncher):
             await launcher.close()
+        if isinstance(artifacts, GrantedStore):
+            await artifacts.close()
         await bus.close()
 
 

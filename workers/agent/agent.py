@@ -38,6 +38,7 @@ from shared.topology import assign_subject, nudge_subject
 from workers.agent.assignment import Accepts, Situation, answer
 from workers.agent.attempt import Attempt
 from workers.agent.downloads import Downloads
+from workers.agent.granted import GrantedStore
 from workers.agent.group import Group, Phase
 from workers.agent.lease import LeaseKeeper, LeasePace, Superseded
 from workers.agent.metrics import AgentMetrics
@@ -72,7 +73,7 @@ class Agent:
     def __init__(
         self,
         bus: Bus,
-        artifacts: Artifacts,
+        artifacts: Artifacts | GrantedStore,
         pool: Pool,
         settings: Settings,
         clock: Clock,
@@ -86,6 +87,7 @@ class Agent:
     ) -> None:
         """
         Args:
+            artifacts: the store, or the way to what assignments grant of it.
             worker: its name, unique in the fleet.
             incarnation: a fresh token.
             runtime_dir: a private folder for sockets and jobs' files.
@@ -112,9 +114,11 @@ class Agent:
             metrics=self._metrics,
             capacity=pool.capacity,
             stop_grace_s=pool.limits.stop_grace_s,
+            provenance=settings.provenance,
             work_dir=runtime_dir / "jobs",
             changed=self._change,
         )
+        self._by_grants = isinstance(artifacts, GrantedStore)
         self._drain_ordered = False
         self._drain_begun = asyncio.Event()
         self._hand_back = asyncio.Event()
@@ -230,6 +234,7 @@ class Agent:
             step_s=dict(self._work.step_s),
             loaded_models=group.models.loaded,
             load_s=dict(group.models.load_s),
+            grants=self._by_grants,
         )
 
     async def _renew(self) -> None:
@@ -357,6 +362,7 @@ class Agent:
             detail=group.detail,
             cards=group.models.cards,
             layouts=group.models.layouts(model),
+            needs_files=self._by_grants,
             in_the_way=bool(self._work.attempts) and not group.models.has(model),
         )
 

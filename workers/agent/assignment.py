@@ -59,6 +59,8 @@ class Situation:
     layouts: tuple[Layout, ...]
     #: The model would have to be loaded while other jobs are held.
     in_the_way: bool = False
+    #: It reads and writes files only by what an assignment grants.
+    needs_files: bool = False
 
 
 def answer(assign: Assign, now: Situation, last_epoch: int | None) -> AssignReply:
@@ -85,6 +87,8 @@ def answer(assign: Assign, now: Situation, last_epoch: int | None) -> AssignRepl
         return CannotServe(message=f"this pool does not serve the model {assign.request.model[:64]!r}")
     if now.layouts and not any(suits(assign.request.parallel, layout) for layout in now.layouts):
         return CannotServe(message="the group as it is now has no such layout")
+    if now.needs_files and assign.files is None:
+        return CannotServe(message="this worker has no way to the artifact store, and no files were granted to it")
     return Busy() if now.in_the_way else Accepted()
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.artifacts import Artifacts
 from shared.clock import Clock
 from shared.errors import ArtifactError, GenfleetError
 from shared.messages import (
@@ -34,6 +33,7 @@ from shared.messages import (
 from shared.telemetry import log
 from workers.agent.downloads import BadInput, Downloads
 from workers.agent.folders import Folders
+from workers.agent.granted import JobFiles
 from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
 from workers.agent.orders import Stop
 from workers.agent.transfer import BadOutput, fetch_inputs, store_outputs
@@ -65,17 +65,19 @@ class Attempt:
         assign: Assign,
         *,
         group: Group,
-        artifacts: Artifacts,
+        artifacts: JobFiles,
         downloads: Downloads,
         clock: Clock,
         stop_grace_s: float,
         folders: Folders,
+        provenance: str,
         tell: Callable[[Progress], None],
         measured: Callable[[str, float], None],
     ) -> None:
         """
         Args:
             folders: where its files go meanwhile.
+            provenance: what its files say of their origin (the setting).
             tell: called with the attempt's progress, as often as there is any.
             measured: called with the model and the seconds that a denoising step took.
         """
@@ -91,6 +93,7 @@ class Attempt:
         self._clock = clock
         self._stop_grace_s = stop_grace_s
         self._folders = folders
+        self._provenance = provenance
         self._tell = tell
         self._measured = measured
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
@@ -155,7 +158,14 @@ class Attempt:
             self._at(Stage.PREPARING)
             fetching = fetch_inputs(self._artifacts, self._downloads, request, folder, self._clock)
             inputs = await self._unless_stopped(fetching)
-        run = Run(job=assign.job, epoch=assign.epoch, request=request, inputs=inputs, out_dir=str(folder / "out"))
+        run = Run(
+            job=assign.job,
+            epoch=assign.epoch,
+            request=request,
+            inputs=inputs,
+            out_dir=str(folder / "out"),
+            provenance=self._provenance,
+        )
         try:
             answer = await self._perform(run)
         except GroupLost as error:
@@ -166,7 +176,8 @@ class Attempt:
                 self._at(Stage.UPLOADING)
                 storing = store_outputs(self._artifacts, assign.job, assign.epoch, files, folder / "out", self._clock)
                 outputs = await self._unless_stopped(storing)
-                self._left = [file.name for file in files]
+                named = [name for file in files for name in (file.name, file.thumbnail, file.spritesheet)]
+                self._left = [name for name in named if name]
                 if self._load_s is not None:
                     used = {**used, "load_s": round(self._load_s, 3)}
                 return Succeeded(outputs=outputs, used=used)

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shared.artifacts import Artifacts
+from shared.artifacts import Stored
 from shared.clock import Clock
-from shared.errors import ArtifactError, ArtifactNotFound, GenfleetError, InvalidKey
+from shared.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, GenfleetError, InvalidKey
 from shared.messages import Input, JobRequest, Output
 from shared.telemetry import log
 from shared.topology import output_key
 from workers.agent.downloads import BadInput, Downloads
+from workers.agent.granted import JobFiles
 from workers.link import OutputFile
 
 #: Seconds between tries at a store that fails, doubling up to the second.
@@ -35,7 +36,7 @@ class BadOutput(GenfleetError):
 
 
 async def fetch_inputs(
-    artifacts: Artifacts, downloads: Downloads, request: JobRequest, folder: Path, clock: Clock
+    artifacts: JobFiles, downloads: Downloads, request: JobRequest, folder: Path, clock: Clock
 ) -> dict[str, str]:
     """The job's inputs as files of frames in ``folder``: paths by the names of ``JobRequest.inputs``.
 
@@ -59,7 +60,7 @@ async def fetch_inputs(
         await asyncio.gather(*fetching, return_exceptions=True)
 
 
-async def _fetch(artifacts: Artifacts, downloads: Downloads, name: str, given: Input, path: Path, clock: Clock) -> None:
+async def _fetch(artifacts: JobFiles, downloads: Downloads, name: str, given: Input, path: Path, clock: Clock) -> None:
     if given.url:
         await downloads.fetch(given.url, name, path)
         return
@@ -74,23 +75,30 @@ async def _fetch(artifacts: Artifacts, downloads: Downloads, name: str, given: I
 
 
 async def store_outputs(
-    artifacts: Artifacts, job: str, epoch: int, files: tuple[OutputFile, ...], folder: Path, clock: Clock
+    artifacts: JobFiles, job: str, epoch: int, files: tuple[OutputFile, ...], folder: Path, clock: Clock
 ) -> tuple[Output, ...]:
     """Put the engine's files under ``<job>/<epoch>/``, one after another; references to them, in the same order.
 
     Raises:
         BadOutput: a name is not that of a regular file in ``folder``.
+        ArtifactRefused: the store does not take one.
     """
+
+    async def put(name: str) -> Stored:
+        path = folder / name
+        if not _NAME.fullmatch(name) or not _is_regular(path):
+            raise BadOutput(f"no such output file: {name[:80]!r}")
+        key = output_key(job, epoch, name)
+        return await _persist(lambda: artifacts.take_file(key, path), clock)
+
     outputs = []
     for file in files:
-        path = folder / file.name
-        if not _NAME.fullmatch(file.name) or not _is_regular(path):
-            raise BadOutput(f"no such output file: {file.name[:80]!r}")
-        key = output_key(job, epoch, file.name)
-        stored = await _persist(lambda key=key, path=path: artifacts.take_file(key, path), clock)  # type: ignore[misc]
+        stored = await put(file.name)
+        thumbnail = (await put(file.thumbnail)).key if file.thumbnail else ""
+        spritesheet = (await put(file.spritesheet)).key if file.spritesheet else ""
         outputs.append(
             Output(
-                key=key,
+                key=stored.key,
                 media_type=file.media_type,
                 size=stored.size,
                 sha256=stored.sha256,
@@ -98,6 +106,8 @@ async def store_outputs(
                 height=file.height,
                 num_frames=file.num_frames,
                 fps=file.fps,
+                thumbnail=thumbnail,
+                spritesheet=spritesheet,
             )
         )
     return tuple(outputs)
@@ -108,7 +118,7 @@ async def _persist(transfer: Callable[[], Awaitable[T]], clock: Clock) -> T:
     while True:
         try:
             return await transfer()
-        except ArtifactNotFound:
+        except (ArtifactNotFound, ArtifactRefused):
             raise
         except ArtifactError as error:
             _log.warning("artifact_store_failed", error=str(error), retry_s=wait)

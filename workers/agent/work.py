@@ -9,12 +9,13 @@ from pathlib import Path
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.messages import Assign, Cancelled, Failed, Held, Outcome, Reason, Result
+from shared.messages import Assign, Cancelled, Failed, FileGrants, Held, Outcome, Reason, Result
 from shared.telemetry import about, log
 from shared.topology import PROGRESS
 from workers.agent.attempt import Attempt
 from workers.agent.downloads import Downloads
 from workers.agent.folders import Folders
+from workers.agent.granted import GrantedStore, JobFiles
 from workers.agent.group import Group
 from workers.agent.metrics import AgentMetrics
 from workers.agent.progress import ProgressRelay
@@ -42,7 +43,7 @@ class Work:
         self,
         *,
         bus: Bus,
-        artifacts: Artifacts,
+        artifacts: Artifacts | GrantedStore,
         downloads: Downloads,
         clock: Clock,
         group: Group,
@@ -50,6 +51,7 @@ class Work:
         metrics: AgentMetrics,
         capacity: int,
         stop_grace_s: float,
+        provenance: str,
         work_dir: Path,
         changed: Callable[[], None],
     ) -> None:
@@ -67,6 +69,7 @@ class Work:
         self._metrics = metrics
         self._capacity = capacity
         self._stop_grace_s = stop_grace_s
+        self._provenance = provenance
         self._folders = Folders(work_dir)
         self._changed = changed
         #: One write of progress at a time: on a busy worker the jobs that end before their turn need none.
@@ -93,11 +96,12 @@ class Work:
         attempt = self.attempts[assign.job] = Attempt(
             assign,
             group=self._group,
-            artifacts=self._artifacts,
+            artifacts=self._files_of(assign),
             downloads=self._downloads,
             clock=self._clock,
             stop_grace_s=self._stop_grace_s,
             folders=self._folders,
+            provenance=self._provenance,
             tell=relay.tell,
             measured=self._measured,
         )
@@ -106,6 +110,11 @@ class Work:
             self.room.clear()
         self._changed()
         tasks.create_task(self._hold(attempt, relay))
+
+    def _files_of(self, assign: Assign) -> JobFiles:
+        if isinstance(self._artifacts, GrantedStore):
+            return self._artifacts.of(assign.files or FileGrants())
+        return self._artifacts
 
     async def _hold(self, attempt: Attempt, relay: ProgressRelay) -> None:
         assign = attempt.assign

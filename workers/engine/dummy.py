@@ -13,6 +13,7 @@ A job says in ``request.dummy`` what to pretend; every key is optional, unknown 
 ``exit_at``        the process leaves a ``failure.json`` at this step and exits with 1
 ``deaf``           not 0: cancels are ignored
 ``output_bytes``   size of each output file, which is then not a picture
+``pictures``       not 0: thumbnails and sprite sheets lie beside the outputs, real ones of a colour that fades
 =================  ==================================================================================================
 
 Steps count from 1; what is to happen *at* a step happens instead of it. Text-to-image gives a small real PNG; a video
@@ -83,6 +84,7 @@ class Pretence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     exit_at: float = 0
     deaf: float = 0
     output_bytes: float = -1
+    pictures: float = 0
 
 
 class _Course:
@@ -237,7 +239,8 @@ class Engine:
 
     def _done(self, course: _Course) -> Done:
         run = course.run
-        files = tuple(write_output(run, index, int(course.pretence.output_bytes)) for index in range(run.request.n))
+        size, pictures = int(course.pretence.output_bytes), bool(course.pretence.pictures)
+        files = tuple(write_output(run, index, size, pictures=pictures) for index in range(run.request.n))
         used: dict[str, str | int | float | bool] = {
             "engine": "dummy",
             "steps": course.steps,

@@ -13,8 +13,9 @@ from workers.link import OutputFile, Run
 _PICTURE = 64
 
 
-def write_output(run: Run, index: int, output_bytes: int) -> OutputFile:
-    """Leave output ``index`` in the run's folder: a file of that size, or of the usual kind if it is negative."""
+def write_output(run: Run, index: int, output_bytes: int, *, pictures: bool = False) -> OutputFile:
+    """Leave output ``index`` in the run's folder: a file of that size, or of the usual kind if it is negative; and
+    small pictures of what it might have been."""
     request = run.request
     if request.task == Task.TEXT_TO_IMAGE and output_bytes < 0:
         name, media_type, side = f"{index}.png", "image/png", _PICTURE
@@ -26,7 +27,31 @@ def write_output(run: Run, index: int, output_bytes: int) -> OutputFile:
         content = (b"genfleet dummy output\n" * (size // 22 + 1))[:size]
         width, height, frames, fps = 0, 0, 0, 0
     (Path(run.out_dir) / name).write_bytes(content)
-    return OutputFile(name=name, media_type=media_type, width=width, height=height, num_frames=frames, fps=fps)
+    thumbnail, spritesheet = _write_pictures(run, index) if pictures else ("", "")
+    return OutputFile(
+        name=name,
+        media_type=media_type,
+        width=width,
+        height=height,
+        num_frames=frames,
+        fps=fps,
+        thumbnail=thumbnail,
+        spritesheet=spritesheet,
+    )
+
+
+def _write_pictures(run: Run, index: int) -> tuple[str, str]:
+    import numpy as np  # nothing else that the dummy does needs more than the standard library
+
+    from workers.engine.stages.pictures import Pictures
+
+    request = run.request
+    made = Pictures(Path(run.out_dir), index, request.width, request.height, request.num_frames)
+    colour = np.asarray(_colour(request, index), np.float64)
+    for number in range(request.num_frames):
+        shade = colour * (1 - number / request.num_frames)
+        made.take(number, np.broadcast_to(shade.astype(np.uint8), (request.height, request.width, 3)))
+    return made.write()
 
 
 def _colour(request: JobRequest, index: int) -> tuple[int, int, int]:
