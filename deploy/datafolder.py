@@ -58,10 +58,6 @@ class DataFolder:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def token(self) -> str:
-        """The bus's token that this folder has, or a new random one."""
-        return kept(self.places.token)
-
     def _lock(self) -> None:
         """One supervisor per data folder. The kernel drops the lock with the process."""
         fd = os.open(self.places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -28,12 +28,14 @@ from msgspec.structs import replace
 
 from deploy import nats
 from deploy.datafolder import DataFolder, kept, write_private
+from deploy.nats_credentials import Credentials
 from deploy.plan import Places, PlanError, Programs, address, plan, pool_files, sized, worker_names
 from deploy.ports import PortInUse, check_free, free_port
 from deploy.process import Child, Ended, last_lines
 from shared.clock import Clock, SystemClock
 from shared.errors import GenfleetError
 from shared.exposure import check_listening
+from shared.permissions import FLEET
 from shared.settings import Settings
 from workers import detection
 
@@ -113,7 +115,7 @@ class LocalFleet:
         """Make the files, take the ports, start the processes.
 
         Raises:
-            FolderError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
+            FolderError, CredentialsError, PlanError, PortInUse, nats.NatsServerMissing: it cannot be.
             SettingsError: everybody in the network could do everything (``shared.exposure``).
         """
         check_listening(self._given)
@@ -125,13 +127,7 @@ class LocalFleet:
         settings = replace(settings, port=_port(settings), nats_port=settings.nats_port or free_port("127.0.0.1"))
         check_free("127.0.0.1", settings.nats_port)
         server = await asyncio.to_thread(nats.ensure, self.places.data / "tools")
-        write_private(self.places.token, settings.nats_token or self._folder.token())
-        config = nats.config(
-            port=settings.nats_port,
-            token=self.places.token.read_text(),
-            store_dir=self.places.jetstream,
-        )
-        write_private(self.places.nats_config, config)
+        await asyncio.to_thread(self._make_broker, settings)
         write_private(self.places.secret, settings.secret or kept(self.places.secret))
         if not settings.keyless:
             self._admin_key = settings.admin_key or kept(self.places.admin_key)
@@ -146,6 +142,21 @@ class LocalFleet:
         ]
         for child in self._children:
             child.start()
+
+    def _make_broker(self, settings: Settings) -> None:
+        """The broker's configuration, and what its clients show it: each a seed of its own, unless there is a token."""
+        places, accounts = self.places, ""
+        if settings.nats_token:
+            write_private(places.token, settings.nats_token)
+        else:
+            credentials, names = Credentials(places.credentials), worker_names(settings)
+            credentials.make(names, without=set(credentials.workers()) - set(names))
+            accounts = credentials.accounts_file.read_text()
+        nats.adopt(places.jetstream, FLEET if accounts else nats.GLOBAL)
+        config = nats.config(
+            port=settings.nats_port, token=settings.nats_token, accounts=accounts, store_dir=places.jetstream
+        )
+        write_private(places.nats_config, config)
 
     # --- until it is ready ---------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from shared.errors import GenfleetError
 
 BINARY = "nats-server"
+#: What the server calls the account of those who come by a token.
+GLOBAL = "$G"
 _MiB = 1024 * 1024
 
 
@@ -81,20 +83,23 @@ def config(
     *,
     port: int,
     store_dir: Path,
-    token: str,
+    token: str = "",
+    accounts: str = "",
     host: str = "127.0.0.1",
     max_mem: int = 256 * _MiB,
     max_file: int = 4096 * _MiB,
 ) -> str:
-    """The configuration file of a server that only this machine reaches and only the token's holder may use.
+    """The configuration file of a server that only this machine reaches and only who is known may use.
 
     Args:
+        token: whoever has it may do everything.
+        accounts: instead of a token, the text of ``deploy.nats_accounts``.
         max_mem, max_file: bytes that JetStream may take; the buckets of ``shared.topology`` must fit.
     """
     return "\n".join(
         (
             f"listen: {json.dumps(f'{host}:{port}')}",
-            f"authorization {{ token: {json.dumps(token)} }}",
+            accounts.rstrip() or f"authorization {{ token: {json.dumps(token)} }}",
             "jetstream {",
             f"  store_dir: {json.dumps(str(store_dir))}",
             f"  max_mem: {max_mem}",
@@ -103,6 +108,19 @@ def config(
             "",
         )
     )
+
+
+def adopt(store_dir: Path, account: str) -> None:
+    """Let that account have the streams that the server kept for another when it last ran: who changes from a token to
+    accounts, or back, keeps the queue. For a server that does not run.
+
+    Args:
+        account: the only one of the configuration that has streams; ``GLOBAL`` where there is but a token.
+    """
+    place = store_dir / "jetstream"
+    others = [folder for folder in (place.iterdir() if place.is_dir() else ()) if (folder / "streams").is_dir()]
+    if len(others) == 1 and not (place / account).exists():
+        others[0].rename(place / account)
 
 
 def own_lists(place: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from msgspec.structs import replace
 
+from deploy.nats_credentials import Credentials
 from deploy.process import ProcessSpec
 from shared.errors import GenfleetError
 from shared.settings import PREFIX, Settings, to_environ, variable
@@ -50,6 +51,11 @@ class Places:
     @property
     def token(self) -> Path:
         return self.data / "nats-token"
+
+    @property
+    def credentials(self) -> Path:
+        """What the services show the broker: ``deploy.nats_credentials``."""
+        return self.data / "nats"
 
     @property
     def secret(self) -> Path:
@@ -165,6 +171,12 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
         settings,
         nats_url=f"nats://127.0.0.1:{settings.nats_port}",
         nats_token="",
+        nats_nkey="",
+        nats_user="",
+        nats_password="",
+        nats_ca="",
+        nats_cert="",
+        nats_key="",
         secret="",
         admin_key="",
         key="",
@@ -184,12 +196,17 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
             "PYTHONUNBUFFERED": "1",
             **others,
             **to_environ(chosen),
-            f"{variable('nats_token')}_FILE": str(places.token),
             **{f"{variable(name)}_FILE": str(path) for name, path in secrets.items()},
         }
 
+    seeds = Credentials(places.credentials)
+
+    def shown(name: str, worker: str = "") -> dict[str, Path]:
+        """What that service shows the broker: a seed of its own, or the token that all share if one was given."""
+        return {"nats_token": places.token} if settings.nats_token else {"nats_nkey": seeds.seed_file(name, worker)}
+
     def service(
-        name: str, module: str, rank: int, grace_s: float, chosen: Settings = shared, **secrets: Path
+        name: str, module: str, rank: int, grace_s: float, secrets: Mapping[str, Path], chosen: Settings = shared
     ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
@@ -212,13 +229,13 @@ def plan(settings: Settings, places: Places, programs: Programs, environ: Mappin
     def worker(index: int, name: str) -> ProcessSpec:
         pool, port = places.pools / f"{name}.toml", shared.worker_metrics_port
         own = replace(shared, worker=name, pool=str(pool), worker_metrics_port=port and port + index)
-        return service(name, "workers.agent", 0, 20.0, own)
+        return service(name, "workers.agent", 0, 20.0, shown("worker", name), own)
 
-    keys = {} if settings.keyless else {"admin_key": places.admin_key}
+    keys = {"secret": places.secret} | ({} if settings.keyless else {"admin_key": places.admin_key})
     return (
         broker,
-        service("gateway", "gateway", 0, settings.shutdown_grace_s + 5.0, secret=places.secret, **keys),
-        service("scheduler", "scheduler", 1, 10.0, secret=places.secret),
+        service("gateway", "gateway", 0, settings.shutdown_grace_s + 5.0, keys | shown("gateway")),
+        service("scheduler", "scheduler", 1, 10.0, {"secret": places.secret} | shown("scheduler")),
         *(worker(index, name) for index, name in enumerate(worker_names(settings))),
     )
 

@@ -87,7 +87,7 @@ async def serve(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listening.getsockname()[1]}"
     settings = replace(settings, public_url=settings.public_url or url)
-    bus = await connect(settings, name="gateway")
+    bus = await connect(settings, name="gateway", service="gateway")
     try:
         await check_somebody_may(bus, settings, SystemClock())
         app = create_app(bus, open_artifacts(settings), settings, SystemClock())

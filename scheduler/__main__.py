@@ -27,7 +27,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
     ending = asyncio.ensure_future(end.wait())
-    connecting = asyncio.ensure_future(connect(settings, name="scheduler"))
+    connecting = asyncio.ensure_future(connect(settings, name="scheduler", service="scheduler"))
     await asyncio.wait((connecting, ending), return_when=asyncio.FIRST_COMPLETED)
     if not connecting.done():
         connecting.cancel()

@@ -32,6 +32,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # every service
     nats_url: str = "nats://127.0.0.1:4222"
     nats_token: str = ""
+    #: Instead of a token: the seed of this service's own nkey, or its user's name and password.
+    nats_nkey: str = ""
+    nats_user: str = ""
+    nats_password: str = ""
+    #: File of the certificates (PEM) by one of which the broker's must be signed; given, nothing is said unencrypted.
+    nats_ca: str = ""
+    #: Files of this service's own certificate and its key, if the broker asks for one.
+    nats_cert: str = ""
+    nats_key: str = ""
     #: What keys, links and signatures are derived from; the same on every replica. At least 32 random characters.
     secret: str = ""
     #: Copies of each bucket in a NATS cluster; more than one needs nats-server 2.10.27 or later.

@@ -78,15 +78,18 @@ class NatsBucket:
 
     Args:
         direct: the server that is asked may answer a read from its own store. True with one replica only: a replica
-            may lag, and whoever lost a compare-and-set must not read what was before.
+            may lag, and whoever lost a compare-and-set must not read what was before. A guest is allowed no other
+            way, and must bear with it.
+        inspects: the stream may be asked about itself.
     """
 
-    def __init__(self, bus: Owner, spec: BucketSpec, *, direct: bool) -> None:
+    def __init__(self, bus: Owner, spec: BucketSpec, *, direct: bool, inspects: bool = True) -> None:
         self._bus = bus
         self._spec = spec
         self._stream = stream_of(spec.name)
         self._prefix = prefix_of(spec.name)
         self._direct = direct
+        self._inspects = inspects
 
     @property
     def name(self) -> str:
@@ -220,7 +223,7 @@ class NatsBucket:
         if error.err_code in _WRONG_LAST_SEQUENCE:
             raise WrongRevision(f"{self.name}: {key}")
         if error.err_code == _STORE_FAILED:
-            if await self._is_full(connection, len(subject) + len(value)):
+            if self._inspects and await self._is_full(connection, len(subject) + len(value)):
                 raise BucketFull(self.name)
             self._bus.cannot_store(self._stream)
         raise BusUnavailable(f"{self.name}: {error.err_code}: {error.description}")

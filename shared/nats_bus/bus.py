@@ -3,6 +3,9 @@
 After each break a new connection is opened, the topology ensured (memory buckets vanish when the broker restarts), the
 subscriptions made again, and only then do calls go through it. A JetStream round trip each second tells contact from
 the mere look of it: a full disk or a stopped process leaves the socket open.
+
+A *guest* (a worker) has its own keys and nothing else: it makes no topology, asks for no stream and follows none, but
+waits for what gateways and schedulers make; its round trip is a read of a key of its own.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from collections.abc import Coroutine
 
 from shared.bus import Handler, check_filter, check_key
 from shared.clock import Clock, SystemClock
-from shared.errors import BusError, BusUnavailable, TopologyError
+from shared.errors import BusError, BusUnavailable, NoResponders, SettingsError, TopologyError
 from shared.nats_bus.bucket import NatsBucket
 from shared.nats_bus.client import Msg
 from shared.nats_bus.connection import Connection, ServerRefused
-from shared.nats_bus.streams import StreamInfo, ensure, stream_of, try_to_store
+from shared.nats_bus.streams import StreamInfo, check_version, ensure, prefix_of, stream_of, try_to_store
 from shared.settings import Settings
 from shared.telemetry import log
-from shared.topology import BUCKETS, BucketSpec
+from shared.topology import BUCKETS, ORDERS, BucketSpec
 
 _LOG = log(__name__)
 
@@ -33,18 +36,27 @@ _BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 async def connect(
-    settings: Settings, *, name: str, clock: Clock | None = None, specs: tuple[BucketSpec, ...] = BUCKETS
+    settings: Settings,
+    *,
+    name: str,
+    clock: Clock | None = None,
+    specs: tuple[BucketSpec, ...] = BUCKETS,
+    service: str = "admin",
+    guest: str = "",
 ) -> NatsBus:
     """A bus that is connected, its buckets made; keeps trying until then, so bound it with ``asyncio.timeout``.
 
     Args:
         name: what the server's own monitoring calls this connection.
         specs: the buckets to make; ``shared.topology`` lists genfleet's.
+        service: as whom: ``gateway``, ``scheduler``, or ``admin`` for an operator's own look.
+        guest: as the worker of that name instead; buckets that are not there yet are no reason to wait.
 
     Raises:
         TopologyError: a bucket exists with other settings, or the server is too old.
+        SettingsError: a certificate cannot be read, or the nkey is none.
     """
-    bus = NatsBus(settings, name, clock or SystemClock(), specs)
+    bus = NatsBus(settings, name, clock or SystemClock(), specs, service=service, guest=guest)
     try:
         await bus.start()
     except BaseException:
@@ -101,14 +113,25 @@ class NatsSubscription:
 class NatsBus:
     """``shared.bus.Bus``. Make one with ``connect``."""
 
-    def __init__(self, settings: Settings, name: str, clock: Clock, specs: tuple[BucketSpec, ...]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        clock: Clock,
+        specs: tuple[BucketSpec, ...],
+        *,
+        service: str = "admin",
+        guest: str = "",
+    ) -> None:
         self.subscriptions: set[NatsSubscription] = set()
         self._settings = settings
         self._name = name
         self._clock = clock
-        self._specs = specs
-        direct = settings.nats_replicas == 1
-        self._buckets = {spec.name: NatsBucket(self, spec, direct=direct) for spec in specs}
+        self._specs = tuple(spec for spec in specs if not guest or spec.of_worker)
+        self._service = "worker" if guest else service
+        self._guest = guest
+        direct = bool(guest) or settings.nats_replicas == 1
+        self._buckets = {spec.name: NatsBucket(self, spec, direct=direct, inspects=not guest) for spec in self._specs}
         self._connection: Connection | None = None
         self._closed = False
         self._turned = asyncio.Event()
@@ -161,7 +184,10 @@ class NatsBus:
 
     async def round_trip(self) -> None:
         connection = self.connection()
-        await self._probe(connection)
+        try:
+            await self._probe(connection)
+        except NoResponders as error:
+            raise BusUnavailable("the buckets are not there") from error
         if not await self._stores(connection):
             raise BusUnavailable("the broker cannot store anything")
 
@@ -210,6 +236,8 @@ class NatsBus:
         Raises:
             BusUnavailable: it cannot be made.
         """
+        if self._guest:
+            return  # it is made by others, and the caller finds out whether it has been
         async with self._ensuring:
             try:
                 await ensure(connection, self._specs, self._settings.nats_replicas)
@@ -236,7 +264,7 @@ class NatsBus:
             try:
                 connection = await self._open()
             except Exception as error:  # whatever it is, giving up would leave a process without a bus for good
-                if isinstance(error, TopologyError) and not self._ready.done():
+                if isinstance(error, TopologyError | SettingsError) and not self._ready.done():
                     self._ready.set_exception(error)
                     return
                 if not isinstance(error, BusError | OSError):
@@ -259,9 +287,12 @@ class NatsBus:
             _LOG.warning("the bus was lost")
 
     async def _open(self) -> Connection:
-        connection = await Connection.open(self._settings, self._name)
+        connection = await Connection.open(self._settings, self._name, self._service)
         try:
-            await ensure(connection, self._specs, self._settings.nats_replicas)
+            if self._guest:
+                check_version(connection.server_version, 1)
+            else:
+                await ensure(connection, self._specs, self._settings.nats_replicas)
             for subscription in tuple(self.subscriptions):
                 subscription.attach(connection)
             await connection.settled()
@@ -293,6 +324,9 @@ class NatsBus:
             asked = self._clock.monotonic()
             try:
                 await self._probe(connection)
+            except NoResponders:  # it lives, and has not what it should have yet
+                failed, self._since = 0, None
+                continue
             except BusUnavailable:
                 failed += 1
                 self._since = None
@@ -307,7 +341,15 @@ class NatsBus:
 
     async def _probe(self, connection: Connection) -> None:
         """Ask for a stream; of a cluster for all of them, as each has a leader of its own, and may be without one while
-        others answer."""
+        others answer.
+
+        Raises:
+            BusUnavailable: no answer.
+            NoResponders: a guest's bucket is not there.
+        """
+        if self._guest:
+            await connection.ask(f"$JS.API.DIRECT.GET.{stream_of(ORDERS.name)}.{prefix_of(ORDERS.name)}{self._guest}.0")
+            return
         asked = self._specs if self._settings.nats_replicas > 1 else self._specs[:1]
         try:
             await asyncio.gather(
@@ -319,7 +361,7 @@ class NatsBus:
     async def _stores(self, connection: Connection) -> bool:
         """Whether the server can write to its disk, as far as is known. A 2.10 server whose disk is full answers
         everything else; a consumer that it is to write down tells whether there is room again, and disturbs nobody."""
-        if self._not_stored is None:
+        if self._not_stored is None or self._guest:
             return True
         try:
             await try_to_store(connection, self._not_stored)

@@ -10,11 +10,13 @@ replaced here, by methods that it calls itself; with uvloop this halves what fol
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client
+from nats.errors import SecureConnRequiredError
 from nats.protocol import command
 from typing_extensions import override
 
@@ -42,6 +44,10 @@ class Msg:
 
 
 Take = Callable[[Msg], None]
+#: Told what was refused (``publish`` or ``subscription``) and its subject, in the library's small letters.
+Denied = Callable[[str, str], None]
+
+_VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 
 
 def parse_head(head: bytes) -> dict[str, str]:
@@ -53,8 +59,14 @@ def parse_head(head: bytes) -> dict[str, str]:
 class DirectClient(Client):
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, denied: Denied | None = None, *, encrypted: bool = False) -> None:
+        """
+        Args:
+            encrypted: say nothing to a server that does not encrypt, whatever it is.
+        """
         super().__init__()
+        self._denied = denied
+        self._encrypted = encrypted
         self._takes: dict[int, Take] = {}
         self._asked_to_flush = False
 
@@ -113,6 +125,22 @@ class DirectClient(Client):
         take = self._takes.get(sid)
         if take is not None:
             take(Msg(subject.decode(), reply.decode(), headers or b"", data))
+
+    @override
+    def _connect_command(self) -> bytes:
+        # What is sent first after the server's greeting, and by then encrypted if the server wants that.
+        if self._encrypted and not self._server_info.get("tls_required"):
+            raise SecureConnRequiredError
+        return super()._connect_command()
+
+    @override
+    async def _process_err(self, err_msg: str) -> None:
+        # The server names the subject in a sentence, and nothing else tells which of the messages it refused.
+        found = _VIOLATION.search(err_msg)
+        if found is not None and self._denied is not None:
+            self._denied(found[1], found[2])
+            return
+        await super()._process_err(err_msg)
 
     @override
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:

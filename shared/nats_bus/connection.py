@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+import nkeys
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
-from shared.errors import BusError, BusUnavailable, NoResponders
+from shared.errors import BusError, BusUnavailable, NoResponders, NotPermitted, SettingsError
 from shared.nats_bus.client import DirectClient, Msg, Take
-from shared.settings import Settings
+from shared.nats_bus.refusals import REFUSED
+from shared.settings import Settings, variable
 from shared.telemetry import log
+from shared.topology import reply_subject
 
 _LOG = log(__name__)
 
@@ -32,6 +37,8 @@ _TRY_TIMEOUT_S = 2
 _CLOSE_TIMEOUT_S = 1.0
 #: Seconds between signs of life that are asked of the server.
 _PING_S = 2
+#: Subjects of a connection whose refusal is logged, each once.
+_MOST_TOLD = 100
 #: Bytes that wait for a server which does not read them.
 _MAX_UNSENT = 16 * 1024 * 1024
 
@@ -62,6 +69,40 @@ class ServerRefused(BusError):
 A = TypeVar("A", bound=Answer)
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """Who waits for the answer to what was sent to that subject; None: there will be none."""
+
+    subject: str
+    answer: asyncio.Future[Msg | None]
+    denied: bool = False
+
+
+def tls_of(settings: Settings) -> ssl.SSLContext | None:
+    """How connections are encrypted; None: only if the server wants that, and then by the system's certificates.
+
+    Raises:
+        SettingsError: a file is missing, or not what it should be.
+    """
+    if not settings.nats_ca and not settings.nats_cert:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.nats_ca or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"{variable('nats_ca')}: {settings.nats_ca}: {error}") from error
+    if settings.nats_cert:
+        try:
+            context.load_cert_chain(settings.nats_cert, settings.nats_key or None)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"{variable('nats_cert')}: {settings.nats_cert}: {error}") from error
+    return context
+
+
+def must_encrypt(settings: Settings) -> bool:
+    """Whether nothing may be said to a server that does not encrypt."""
+    return bool(settings.nats_ca) or all(url.strip().startswith("tls:") for url in settings.nats_url.split(","))
+
+
 class Connection:
     """See the module. Make one with ``open``.
 
@@ -70,30 +111,44 @@ class Connection:
         wakes: events set when it breaks, for whoever waits for something else on it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, service: str = "admin", *, encrypted: bool = False) -> None:
         self.lost = False
         self.wakes: set[asyncio.Event] = set()
         self._loop = asyncio.get_running_loop()
-        self._client = DirectClient()
+        self._client = DirectClient(self._denied, encrypted=encrypted)
         self._opened = False
-        self._waiting: dict[str, asyncio.Future[Msg | None]] = {}
+        self._service = service
+        #: By the subject on which the answer is awaited.
+        self._waiting: dict[str, _Waiting] = {}
         self._tokens = 0
         self._inbox = ""
+        self._own = ""
+        self._told_denied: set[str] = set()
 
     @classmethod
-    async def open(cls, settings: Settings, name: str) -> Connection:
+    async def open(cls, settings: Settings, name: str, service: str = "admin") -> Connection:
         """Connect once, to any of the servers.
+
+        Args:
+            service: whose answers these are: no other may listen to them.
 
         Raises:
             BusUnavailable: no server answers, or not to us.
+            SettingsError: a certificate cannot be read, or the nkey is none.
         """
-        self = cls()
+        self = cls(service, encrypted=must_encrypt(settings))
+        context = tls_of(settings)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._client.connect(
                     servers=[url.strip() for url in settings.nats_url.split(",")],
                     name=name,
                     token=settings.nats_token or None,
+                    user=settings.nats_user or None,
+                    password=settings.nats_password or None,
+                    nkeys_seed_str=settings.nats_nkey or None,
+                    tls=context,
+                    inbox_prefix=f"_INBOX.{service}",
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
@@ -104,12 +159,19 @@ class Connection:
                     closed_cb=self._broke,
                 )
                 self._opened = True
-                self._inbox = self.inbox() + "."
+                inbox = self.inbox()
+                self._inbox = inbox + "."
+                self._own = f"{service}.{inbox.rpartition('.')[2]}"
                 self._client.listen(self._inbox + "*", self._answered)
+                if answers := reply_subject("worker.*.any", self._own):
+                    self._client.listen(answers + ".*", self._answered)
                 await self.settled()
         except (OSError, NatsError, TimeoutError) as error:
             await self.close()
             raise BusUnavailable(str(error) or type(error).__name__) from error
+        except (ValueError, nkeys.NkeysError) as error:
+            await self.close()
+            raise SettingsError(f"{variable('nats_nkey')}: not a seed: {type(error).__name__}") from error
         except BaseException:
             await self.close()
             raise
@@ -137,9 +199,8 @@ class Connection:
         if self.lost:
             return
         self.lost = True
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_result(None)
+        for waiting in self._waiting.values():
+            _give_up(waiting.answer)
         for wake in self.wakes:
             wake.set()
 
@@ -164,27 +225,33 @@ class Connection:
         return self._client.new_inbox()
 
     async def ask(
-        self, subject: str, payload: bytes, timeout_s: float = CALL_TIMEOUT_S, headers: dict[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout_s: float = CALL_TIMEOUT_S,
+        headers: dict[str, str] | None = None,
     ) -> Msg:
         """Send a request and wait for its answer.
 
         Raises:
             NoResponders: nobody listens.
+            NotPermitted: the server did not take it from these credentials.
             BusUnavailable: no answer.
         """
         self._tokens += 1
-        token = str(self._tokens)
-        self._send(subject, payload, self._inbox + token, headers)
+        prefix = reply_subject(subject, self._own)
+        reply = f"{prefix}.{self._tokens}" if prefix is not None else f"{self._inbox}{self._tokens}"
+        self._send(subject, payload, reply, headers)
         answer: asyncio.Future[Msg | None] = self._loop.create_future()
-        self._waiting[token] = answer
+        waiting = self._waiting[reply] = _Waiting(subject, answer)
         limit = self._loop.call_later(timeout_s, _give_up, answer)
         try:
             message = await answer
         finally:
             limit.cancel()
-            del self._waiting[token]
+            del self._waiting[reply]
         if message is None:
-            raise BusUnavailable
+            raise NotPermitted(f"not permitted: {subject}") if waiting.denied else BusUnavailable
         if message.head and not message.data and message.status == "503":
             raise NoResponders(subject)
         return message
@@ -259,9 +326,20 @@ class Connection:
             raise BusUnavailable("the server does not read")
 
     def _answered(self, message: Msg) -> None:
-        answer = self._waiting.get(message.subject[len(self._inbox) :])
-        if answer is not None and not answer.done():
-            answer.set_result(message)
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None and not waiting.answer.done():
+            waiting.answer.set_result(message)
+
+    def _denied(self, what: str, subject: str) -> None:
+        """The server refused a message or a subscription; it names the subject, in letters of any size."""
+        REFUSED.labels(what).inc()
+        if subject not in self._told_denied and len(self._told_denied) < _MOST_TOLD:
+            self._told_denied.add(subject)
+            _LOG.error("not_permitted", what=what, subject=subject, service=self._service)
+        for waiting in self._waiting.values():
+            if waiting.subject.lower() == subject.lower():
+                waiting.denied = True
+                _give_up(waiting.answer)
 
 
 def _give_up(answer: asyncio.Future[Msg | None]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from shared.errors import TopologyError
 from shared.nats_bus.connection import Answer, Connection, ServerRefused
@@ -90,7 +91,8 @@ def config_of(spec: BucketSpec, replicas: int) -> StreamConfig:
         max_msg_size=spec.max_value + _HEADER_ROOM,
         duplicate_window=min(window, age) if age else window,
         allow_direct=True,
-        allow_rollup_hdrs=True,
+        # One message with that header removes all others: whoever may write one key could empty the bucket.
+        allow_rollup_hdrs=False,
         deny_delete=False,  # ``purge`` deletes by sequence, see there
     )
 
@@ -121,6 +123,8 @@ async def ensure(connection: Connection, specs: Iterable[BucketSpec], replicas: 
     for spec in specs:
         wanted = config_of(spec, replicas)
         there = await _info(connection, wanted.name) or await _create(connection, wanted)
+        if there.config.allow_rollup_hdrs:  # as an older version made it
+            there = await _forbid_rollup(connection, there.config)
         differences = _differences(wanted, there.config)
         if differences:
             raise TopologyError(f"bucket {spec.name} has other settings: {differences}")
@@ -147,6 +151,12 @@ async def _create(connection: Connection, wanted: StreamConfig) -> StreamInfo:
         if there is None:
             raise
         return there
+
+
+async def _forbid_rollup(connection: Connection, there: StreamConfig) -> StreamInfo:
+    """Take that right away from a stream of an older version, whatever else may be wrong with it."""
+    wanted = replace(there, allow_rollup_hdrs=False)
+    return await connection.api(f"STREAM.UPDATE.{there.name}", wanted, StreamInfo)
 
 
 async def try_to_store(connection: Connection, stream: str) -> None:

@@ -52,6 +52,7 @@ def test_the_environment_of_a_service_gives_it_its_settings() -> None:
     specs = planned(settings, environ)
     for name in ("gateway", "scheduler", "worker-0", "worker-1"):
         environment = dict(specs[name].env)
+        assert "GENFLEET_NATS_NKEY_FILE" not in environment
         assert environment["PATH"] == "/bin"
         assert environment.pop("GENFLEET_NATS_TOKEN_FILE") == "/data/nats-token"
         loaded = load(without_files(environment))
@@ -73,13 +74,26 @@ def without_files(environ: dict[str, str]) -> dict[str, str]:
 
 
 def test_no_secret_is_on_a_command_line_or_in_an_environment() -> None:
-    named = ("nats_token", "secret", "admin_key", "key")
+    named = ("nats_token", "nats_nkey", "nats_password", "secret", "admin_key", "key")
     settings = Settings(port=1, nats_port=2, auth="keys", **{name: f"the {name}" for name in named})  # type: ignore[arg-type]
     for spec in planned(settings).values():
         for name in named:
             assert f"the {name}" not in " ".join(spec.command)
             assert f"the {name}" not in spec.env.values()
             assert f"the {name}" not in repr(spec)
+
+
+def test_each_service_shows_the_broker_a_seed_of_its_own() -> None:
+    specs = planned(Settings(port=1, nats_port=2, workers=2))
+    shown = {name: spec.env.get("GENFLEET_NATS_NKEY_FILE") for name, spec in specs.items()}
+    assert shown == {
+        "nats": None,
+        "gateway": "/data/nats/gateway.nkey",
+        "scheduler": "/data/nats/scheduler.nkey",
+        "worker-0": "/data/nats/workers/worker-0.nkey",
+        "worker-1": "/data/nats/workers/worker-1.nkey",
+    }
+    assert all("GENFLEET_NATS_TOKEN_FILE" not in spec.env for spec in specs.values())
 
 
 def test_secrets_reach_those_who_need_them_and_no_worker() -> None:

@@ -39,7 +39,8 @@ async def findings(fleet: Fleet, job: str) -> list[Finding]:
     """What the history checker says of that job, warnings included."""
     config = (fleet.data_dir / "nats.conf").read_text()
     address = config.split('listen: "', 1)[1].split('"', 1)[0]
-    settings = Settings(nats_url=f"nats://{address}", nats_token=(fleet.data_dir / "nats-token").read_text())
+    seed = (fleet.data_dir / "nats" / "admin.nkey").read_text().strip()
+    settings = Settings(nats_url=f"nats://{address}", nats_nkey=seed)
     async with asyncio.timeout(60):
         bus = await connect(settings, name="checker")
         try:

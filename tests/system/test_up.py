@@ -35,15 +35,24 @@ def test_a_second_one_on_the_same_folder_is_refused(dummies: Fleet) -> None:
     assert httpx.get(f"{dummies.url}/readyz", timeout=10).status_code == 200
 
 
-def test_the_token_can_be_read_by_its_owner_only(dummies: Fleet) -> None:
-    token = (dummies.data_dir / "nats-token").read_text()
-    assert len(token) >= 32
-    for name in ("nats-token", "nats.conf"):
-        assert stat.S_IMODE((dummies.data_dir / name).stat().st_mode) == 0o600
+def test_seeds_can_be_read_by_their_owner_only_and_each_process_knows_its_own(dummies: Fleet) -> None:
+    """Row 27."""
+    folder = dummies.data_dir / "nats"
+    names = ["admin.nkey", "gateway.nkey", "scheduler.nkey", "workers/worker-0.nkey", "workers/worker-1.nkey"]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.nkey")) == names
+    seeds = {name: (folder / name).read_text().strip() for name in names}
+    assert len(set(seeds.values())) == 5
+    for path in (dummies.data_dir / "nats.conf", folder / "accounts.conf", *(folder / name for name in names)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert not any(seed in path.read_text() for seed in seeds.values()) or path.suffix == ".nkey"
+    shown: list[str] = []
     for role in ("nats", "gateway", "scheduler", "agent", "rank0"):
         for pid in dummies.pids(role):
-            assert token not in " ".join(psutil.Process(pid).cmdline())
-            assert token not in psutil.Process(pid).environ().values()
+            environ = psutil.Process(pid).environ()
+            assert not set(seeds.values()) & set(environ.values())
+            assert not any(seed in " ".join(psutil.Process(pid).cmdline()) for seed in seeds.values())
+            shown += [value for name, value in environ.items() if name == "GENFLEET_NATS_NKEY_FILE"]
+    assert sorted(shown) == [str(folder / name) for name in names if name != "admin.nkey"]
 
 
 def test_a_port_in_use_is_told(tmp_path: Path) -> None:

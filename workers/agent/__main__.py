@@ -79,7 +79,7 @@ async def serve(given: Settings, pool: Pool, pool_path: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    connecting = asyncio.ensure_future(nats_bus.connect(given, name=f"worker-{worker}"))
+    connecting = asyncio.ensure_future(nats_bus.connect(given, name=f"worker-{worker}", guest=worker))
     waiting = asyncio.ensure_future(stopped.wait())
     await asyncio.wait({connecting, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
