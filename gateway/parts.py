@@ -15,12 +15,14 @@ from gateway.admission import Admission
 from gateway.audit import Audit
 from gateway.changes import Changes
 from gateway.folders import Root
+from gateway.links import Links
 from gateway.live import Live
 from gateway.metrics import Metrics
 from gateway.submit import Submissions
 from gateway.webhooks.parts import Webhooks
 from shared.artifacts import Artifacts
 from shared.bus import Bus
+from shared.grants import GrantSigner
 from shared.settings import Settings
 
 AnyRequest = Request[Any, Any, Any]
@@ -49,6 +51,10 @@ class Gateway:
     changes: Changes
     webhooks: Webhooks
     metrics: Metrics
+    #: URLs of files that work without a key, for a time.
+    links: Links
+    #: Of files that workers may read and write.
+    grants: GrantSigner
     #: Beneath which clients may name files by path.
     folders: tuple[Root, ...]
     #: This API as an OpenAPI document.
