@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from deploy import jobs, keys, models, operators, tenants
+from deploy import jobs, keys, models, operators, tenants, webhooks
 from deploy.client import Refused, Unreachable
 from deploy.options import FAILED, LEFT, OK, UNREACHABLE, USAGE, Url, gateway_at, print_json, setting, settings_from
 from deploy.workers import workers as list_workers
@@ -53,6 +53,8 @@ for command in (jobs.submit, jobs.watch, jobs.cancel, jobs.jobs):
 app.command(operators.retry, group=_JOBS)
 for deed in (list_workers, operators.hold, operators.release, operators.drain, operators.resume):
     app.command(deed, group=_OPERATORS)
+webhooks.app.group = (_OPERATORS,)
+app.command(webhooks.app)
 app.command(tenants.limits, group=_OPERATORS)
 app.command(tenants.usage, group=_OPERATORS)
 # Loaded when it is asked for: it brings the bus along.

@@ -58,6 +58,7 @@ def submit(
     run_timeout: Annotated[float | None, Parameter(help="Seconds that it may run.")] = None,
     max_attempts: Annotated[int | None, Parameter(help="How often it may be tried.")] = None,
     metadata: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, kept with the job; may be repeated.")] = (),
+    webhook_url: Annotated[str | None, Parameter(help="Where the job's end is told, see `genfleet webhooks`.")] = None,
     dummy: Annotated[
         tuple[str, ...], Parameter(help="KEY=VALUE, what the dummy engine is to pretend; may be repeated.")
     ] = (),
@@ -90,6 +91,7 @@ def submit(
         "start_deadline_s": start_deadline,
         "run_timeout_s": run_timeout,
         "max_attempts": max_attempts,
+        "webhook_url": webhook_url,
         **_pairs("--field", field),
     }
     layout = {"cfg_size": cfg_size, "ulysses_size": ulysses_size, "ring_size": ring_size}

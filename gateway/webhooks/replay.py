@@ -81,6 +81,8 @@ class Replays:
         if which.state is DeliveryState.DELIVERED:
             async with self._reading, aclosing(self._made(which)) as found:
                 async for delivery in found:
+                    if delivery_key(delivery.tenant, delivery.job) in self._book.open:
+                        continue  # asked for already
                     if count == MOST:
                         return count, False
                     await self._again(delivery)
