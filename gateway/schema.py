@@ -259,8 +259,21 @@ class QueueView(Struct, frozen=True, kw_only=True):
     end_error_s: float | None = None
 
 
+class SheetView(Struct, frozen=True, kw_only=True):
+    """Frames of a video side by side, row by row: tile `i`, `tile_width` by `tile_height` pixels, shows frame
+    `frames[i]`. `url` is relative to this server."""
+
+    url: str
+    columns: int
+    rows: int
+    tile_width: int
+    tile_height: int
+    frames: tuple[int, ...]
+
+
 class OutputView(Struct, frozen=True, kw_only=True):
-    """A file that the job made; `url` is relative to this server."""
+    """A file that the job made; its URLs are relative to this server and need a key (`POST …/link` gives one that does
+    not). `thumbnail_url`: one frame of it, small."""
 
     index: int
     url: str
@@ -271,6 +284,8 @@ class OutputView(Struct, frozen=True, kw_only=True):
     height: int
     num_frames: int
     fps: int
+    thumbnail_url: str | None = None
+    spritesheet: SheetView | None = None
 
 
 class ErrorView(Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from gateway.schema import (
     QuarantineView,
     QueueView,
     RequestView,
+    SheetView,
     StepCacheBody,
     TransitionView,
     WebhookView,
@@ -34,6 +35,7 @@ from shared.messages import (
     JobRecord,
     Layout,
     ModelCard,
+    Output,
     Progress,
     Stage,
     State,
@@ -43,6 +45,7 @@ from shared.messages import (
     WorkerLease,
     WorkerQuarantine,
 )
+from shared.pictures import sheet_of
 
 #: Where each stage begins and ends in a job's whole, 0 to 1. Denoising is nearly all of it.
 _SHARES: dict[str, tuple[float, float]] = {
@@ -206,8 +209,22 @@ def output_views(record: JobRecord) -> tuple[OutputView, ...]:
             height=output.height,
             num_frames=output.num_frames,
             fps=output.fps,
+            thumbnail_url=f"/v1/jobs/{record.id}/outputs/{index}/thumbnail" if output.thumbnail else None,
+            spritesheet=_sheet(record, index, output) if output.spritesheet else None,
         )
         for index, output in enumerate(record.outputs)
+    )
+
+
+def _sheet(record: JobRecord, index: int, output: Output) -> SheetView:
+    sheet = sheet_of(output.width, output.height, output.num_frames)
+    return SheetView(
+        url=f"/v1/jobs/{record.id}/outputs/{index}/spritesheet",
+        columns=sheet.columns,
+        rows=sheet.rows,
+        tile_width=sheet.width,
+        tile_height=sheet.height,
+        frames=sheet.frames,
     )
 
 

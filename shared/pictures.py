@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from shared.messages import Output
+
 Variant = Literal["output", "thumbnail", "spritesheet"]
 
 #: Longer sides in pixels at most.
@@ -38,6 +40,7 @@ class Sheet(Struct, frozen=True):
 
 def sheet_of(width: int, height: int, num_frames: int) -> Sheet:
     """The sheet of a video of that size and length: its frames at even distances, the first among them."""
+    width, height, num_frames = max(1, width), max(1, height), max(1, num_frames)
     count = min(num_frames, TILES)
     columns = ceil(sqrt(count))
     tile = fitted(width, height, TILE)
@@ -54,6 +57,11 @@ def fitted(width: int, height: int, longest: int) -> tuple[int, int]:
     """That size with its proportions kept and no side longer than that; never enlarged."""
     scale = min(1.0, longest / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def keys_of(output: Output) -> tuple[str, ...]:
+    """Where an output lies, and the pictures of it."""
+    return tuple(key for key in (output.key, output.thumbnail, output.spritesheet) if key)
 
 
 def media_type_of(key: str) -> str:

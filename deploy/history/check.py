@@ -16,6 +16,7 @@ from shared import topology
 from shared.artifacts import Stored
 from shared.lifecycle import EDGES, MAX_TRANSITIONS
 from shared.messages import DEFAULT_TENANT, TERMINAL, JobRecord, Reason, State, Transition
+from shared.pictures import keys_of
 
 #: Seconds for which a result may lie there although nothing waits for it any more.
 RESULT_GRACE_S = 60.0
@@ -253,12 +254,15 @@ def _outputs(record: JobRecord, files: dict[str, Stored]) -> Iterator[Finding]:
         yield _finding(Kind.OUTPUTS_MISSING, record.id, text)
     for output in record.outputs:
         stored = files.get(output.key)
-        if not output.key.startswith(topology.output_key(record.id, record.epoch, "")):
-            text = f"{output.key} is not of its last epoch, {record.epoch}"
-            yield _finding(Kind.OUTPUT_OF_OTHER_EPOCH, record.id, text)
+        for key in keys_of(output):
+            if not key.startswith(topology.output_key(record.id, record.epoch, "")):
+                text = f"{key} is not of its last epoch, {record.epoch}"
+                yield _finding(Kind.OUTPUT_OF_OTHER_EPOCH, record.id, text)
+            if key not in files:
+                yield _finding(Kind.FILE_MISSING, record.id, f"{key} is not in the store")
         if stored is None:
-            yield _finding(Kind.FILE_MISSING, record.id, f"{output.key} is not in the store")
-        elif stored.size != output.size:
+            continue
+        if stored.size != output.size:
             text = f"{output.key} has {stored.size} bytes, its record says {output.size}"
             yield _finding(Kind.FILE_DIFFERS, record.id, text)
         elif stored.sha256 and stored.sha256 != output.sha256:
@@ -277,7 +281,7 @@ def _results(snapshot: Snapshot, records: dict[str, JobRecord]) -> Iterator[Find
 
 
 def _files(snapshot: Snapshot, records: dict[str, JobRecord]) -> Iterator[Finding]:
-    referred = {output.key for record in records.values() for output in record.outputs}
+    referred = {key for record in records.values() for output in record.outputs for key in keys_of(output)}
     for stored in snapshot.files:
         job, epoch = job_and_epoch(stored.key.split("/")[:2])
         if epoch < 0 or stored.key in referred:

@@ -28,6 +28,8 @@ def write_output(run: Run, index: int, output_bytes: int, *, pictures: bool = Fa
         width, height, frames, fps = 0, 0, 0, 0
     (Path(run.out_dir) / name).write_bytes(content)
     thumbnail, spritesheet = _write_pictures(run, index) if pictures else ("", "")
+    if spritesheet:
+        width, height, frames = request.width, request.height, request.num_frames
     return OutputFile(
         name=name,
         media_type=media_type,
