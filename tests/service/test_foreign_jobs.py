@@ -1,6 +1,6 @@
-"""Row 24: another tenant's job is one that does not exist, in every route: the same status, body and headers, by as
-many questions to the bus, and nothing happens to it. The routes are the application's own, so a new one is covered by being
-there; if it wants a body, it fails here until ``ASK`` says which."""
+"""Row 24 and promise 5: another tenant's job is one that does not exist, in every route: the same status, body and
+headers, by as many questions to the bus, and nothing happens to it. The routes are the application's own, so a new one
+is covered by being there; if it wants a body, it fails here until ``ASK`` says which."""
 
 from __future__ import annotations
 
