@@ -77,8 +77,9 @@ class _Able:
 @dataclass(frozen=True, slots=True)
 class _Computed:
     at: float
-    each_s: float
-    starts: Starts
+    #: Seconds of one job; None where that is not known, and then not when any starts either.
+    each_s: float | None = None
+    starts: Starts | None = None
 
 
 class Waiting:
@@ -241,10 +242,9 @@ class Waiting:
         if known is None or now - known.at >= _STARTS_S:
             if len(self._starts) > 256:
                 self._starts.clear()
-            known = self._compute(model, able.leases, now)
-            if known is None:
-                return None
-            self._starts[key] = known
+            known = self._starts[key] = self._compute(model, able.leases, now)
+        if known.each_s is None or known.starts is None:
+            return None
         takes = [(self._estimates.takes_s(record, kind), count) for kind, count in able.kinds.items()]
         measured = [(seconds, count) for seconds, count in takes if seconds is not None]
         workers = sum(count for _, count in measured)
@@ -252,7 +252,7 @@ class Waiting:
         eta_s = max(0.0, known.starts.at(ahead) - (now - known.at))
         return Guess(at=now, eta_s=eta_s, end_s=eta_s + takes_s, each_s=known.each_s)
 
-    def _compute(self, model: str, able: list[WorkerLease], now: float) -> _Computed | None:
+    def _compute(self, model: str, able: list[WorkerLease], now: float) -> _Computed:
         estimates, slots, times = self._estimates, list[tuple[float, float]](), list[float]()
         for lease in able:
             kind = kind_of(lease)
@@ -270,7 +270,7 @@ class Waiting:
             slots += [(left_s + load_s, each_s) for left_s in busy]
             slots += [(load_s, each_s)] * (lease.capacity - len(busy))
         if not slots:
-            return None
+            return _Computed(now)
         return _Computed(now, sum(times) / len(times), Starts(slots))
 
     def _left_s(self, record: JobRecord, left_s: float) -> float:

@@ -65,6 +65,8 @@ class Flow(Struct, frozen=True):
 
     events: int
     rate: float
+    #: Events received of those that were published for them; the rest was overtaken by newer ones.
+    share: float
     median_ms: float
     p99_ms: float
     event_us: float
@@ -91,6 +93,7 @@ def main() -> None:
         (
             f"{jobs} jobs, {given.clients // jobs} clients each",
             report.bracketed([one.rate for one in found], ".0f"),
+            report.bracketed([100 * one.share for one in found], ".1f"),
             report.bracketed([one.median_ms for one in found], ".0f"),
             report.bracketed([one.p99_ms for one in found], ".0f"),
             report.bracketed([one.event_us for one in found], ".1f"),
@@ -99,7 +102,16 @@ def main() -> None:
         )
         for jobs, found in flows.items()
     ]
-    head = ("streams", "events/s received", "median ms", "p99 ms", "µs per event", "% of a core", "kB per client")
+    head = (
+        "streams",
+        "events/s received",
+        "% of those published",
+        "median ms",
+        "p99 ms",
+        "µs per event",
+        "% of a core",
+        "kB per client",
+    )
     body = f"{AIM}\n\n{given.clients} clients, {given.rate:.0f} events a second each:\n\n{report.table(head, rows)}"
     body += f"\n\n{idle}\n\n{given.turns} turns of {given.seconds:.0f} s; {report.load()}."
     report.write("streams", "Event streams", METHOD, body)
@@ -125,7 +137,8 @@ async def _flowing(clients: int, jobs: int, rate: float, seconds: float) -> Flow
     assert seen.open == clients, f"{clients - seen.open} streams were lost"
     return Flow(
         events=seen.events,
-        rate=seen.events / took,
+        rate=seen.events / seconds,
+        share=seen.events / (rate * seconds * clients),
         median_ms=1000 * report.quantile(seen.late, 0.5),
         p99_ms=1000 * report.quantile(seen.late, 0.99),
         event_us=1e6 * cpu / seen.events,
