@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo up test chaos soak simulate lint types fmt bench lock npu
+.PHONY: help setup demo up test chaos soak fuzz simulate lint types fmt bench lock npu
 # How long `make soak` goes on, for each of its two halves.
 MINUTES ?= 60
 
@@ -29,6 +29,12 @@ chaos: setup ## 60 kills of real processes among 2,000 jobs: some three minutes,
 soak: setup ## faults for MINUTES=60 each: a simulated fleet under fresh seeds, then real processes being killed
 	@$(BIN)/python -m tests.simulation soak --minutes $(MINUTES)
 	@$(BIN)/python -m tests.faults.chaos --seconds $$(($(MINUTES) * 60)) --jobs $$(($(MINUTES) * 500)) --kills $$(($(MINUTES) * 15))
+
+# How many times as much as CI generates.
+TIMES ?= 50
+
+fuzz: setup ## generated requests for the whole API, its translators and its inputs, TIMES=50 as many as in CI
+	@FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest tests/fuzz
 
 simulate: setup ## a thousand workers and 200,000 jobs on made-up time, decided by the scheduler's own core
 	@$(BIN)/python -m scheduler.simulate deploy/workloads/fleet-1000.toml

@@ -5,7 +5,7 @@ document of it and of what the dialects say of theirs; a test holds both against
 from __future__ import annotations
 
 from gateway import schema
-from gateway.openapi_writer import BINARY, TEXT, Json, Multipart, Operation, header, query
+from gateway.openapi_writer import BINARY, FILE, TEXT, Json, Multipart, Operation, file_answers, header, query
 
 _FILES = ("image", "last_image", "video", "mask", "pose", "face", "background")
 _ID: Json = {
@@ -140,7 +140,7 @@ def operations() -> tuple[Operation, ...]:
                     header("If-Range", "the ETag that the range belongs to"),
                     header("If-None-Match", "ETags that the client has"),
                 ),
-                answers={200: answer, **({206: answer} if method == "get" else {}), 304: None},
+                answers=file_answers(FILE) if method == "get" else {200: answer, 304: None},
                 problems=(404, 410, 416, 503) if method == "get" else (404, 410, 503),
             )
             for method, name, summary, answer in (

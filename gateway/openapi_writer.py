@@ -97,6 +97,11 @@ class Operation(Struct, frozen=True, kw_only=True):
     open: bool = False
 
 
+def file_answers(kind: str) -> dict[int, Any]:
+    """The answers of what serves a file of that type: whole, in part, from the store itself, or as it was."""
+    return {200: kind, 206: kind, 302: None, 304: None}
+
+
 def ref(kind: type[Struct]) -> Json:
     """A reference to that struct's schema."""
     return {"$ref": _REF.format(name=kind.__name__)}
@@ -165,7 +170,7 @@ def _described(operation: Operation, components: Json) -> Json:
     if operation.makes_jobs:
         for said in responses.values():
             said["headers"] = {"Preference-Applied": {"description": "the answer to `Prefer`", "schema": TEXT}}
-    for status in sorted({*operation.problems, *(() if operation.open else _BEFORE)}):
+    for status in sorted({*operation.problems, *(() if operation.open else _BEFORE), *_of_keys(operation)}):
         kind = MEDIA_TYPE if operation.refuses is ProblemDetails else "application/json"
         responses[str(status)] = {
             "description": _SAYS[status],
@@ -186,6 +191,10 @@ def _described(operation: Operation, components: Json) -> Json:
     if body is not None:
         described["requestBody"] = body
     return described
+
+
+def _of_keys(operation: Operation) -> tuple[int, ...]:
+    return (400,) if operation.makes_jobs else ()
 
 
 def _done(answer: Any) -> Json:

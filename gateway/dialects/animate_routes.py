@@ -16,7 +16,7 @@ from gateway.dialects.animate import FIELDS, FILES, AnimateJob, AnimateStatus, p
 from gateway.dialects.words import naming
 from gateway.ends import ended_or_left
 from gateway.forms import converted
-from gateway.openapi_writer import Multipart, Operation
+from gateway.openapi_writer import FILE, Multipart, Operation, file_answers
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, not_found
@@ -176,7 +176,7 @@ OPERATIONS = (
             tag="animate",
             summary="The video.",
             words=_WORDS,
-            answers={200: "video/mp4", 206: "video/mp4", 304: None},
+            answers=file_answers(FILE),
             problems=(404, 409, 410, 416, 503),
         )
         for method in ("get", "head")

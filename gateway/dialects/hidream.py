@@ -13,7 +13,7 @@ from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.wan_api import STATUS
 from gateway.dialects.words import JobOptions, Seed, ended_at, fraction, iso, why
-from gateway.openapi_writer import Operation
+from gateway.openapi_writer import FILE, Operation, file_answers
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem, not_found
 from gateway.routes.outputs import served
@@ -112,6 +112,8 @@ async def image(request: AnyRequest, name: FromPath[str]) -> Response[bytes] | S
     if not (line and name.endswith(".png") and rest.isascii() and rest.isdigit() and len(rest) <= 4):
         raise not_found("no such picture")
     record = (await gateway_of(request).live.find(ids.parse(job), tenant_of(request))).record
+    if any(output.media_type != "image/png" for output in record.outputs):
+        raise not_found("no such picture")
     return await served(request, record, int(rest))
 
 
@@ -124,7 +126,7 @@ OPERATIONS = (
         tag="hidream",
         summary="One of the pictures that a job made.",
         words=(("task_id", "a job's id"), ("image_index", "which picture, from 0")),
-        answers={200: "image/png", 206: "image/png", 304: None},
+        answers=file_answers(FILE),
         problems=(400, 404, 410, 416, 503),
     ),
     *(
@@ -135,7 +137,7 @@ OPERATIONS = (
             tag="hidream",
             summary="A picture by its name in the status.",
             words=(("name", "the job's id, `_`, which picture, and `.png`"),),
-            answers={200: "image/png", 206: "image/png", 304: None},
+            answers=file_answers("image/png"),
             problems=(404, 410, 416, 503),
         )
         for method in ("get", "head")

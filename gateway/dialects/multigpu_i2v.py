@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.words import Acceleration, Seed, Size, Url, fraction, naming, size, updated_at, why
-from gateway.openapi_writer import Operation
+from gateway.openapi_writer import Operation, file_answers
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import not_found
@@ -166,8 +166,10 @@ async def video(request: AnyRequest, name: FromPath[str]) -> Response[bytes] | S
     job, dot, suffix = name.rpartition(".")
     if not dot or suffix != "mp4":
         raise not_found("no such video")
-    known = await gateway_of(request).live.find(ids.parse(job), tenant_of(request))
-    return await served(request, known.record, 0)
+    record = (await gateway_of(request).live.find(ids.parse(job), tenant_of(request))).record
+    if record.outputs and record.outputs[0].media_type != "video/mp4":
+        raise not_found("no such video")
+    return await served(request, record, 0)
 
 
 HANDLERS = [submit, status, cancel, video]
@@ -211,7 +213,7 @@ OPERATIONS = (
             tag="multigpu",
             summary="A video by its name: an id and `.mp4`.",
             words=(("name", "the job's id and `.mp4`"),),
-            answers={200: "video/mp4", 206: "video/mp4", 304: None},
+            answers=file_answers("video/mp4"),
             problems=(404, 410, 416, 503),
         )
         for method in ("get", "head")

@@ -30,7 +30,7 @@ from gateway.dialects.words import naming
 from gateway.ends import ended
 from gateway.forms import converted
 from gateway.index import Filters, Place
-from gateway.openapi_writer import FILE, Multipart, Operation
+from gateway.openapi_writer import FILE, Multipart, Operation, file_answers
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid, not_found
@@ -241,7 +241,7 @@ OPERATIONS = (
         "video_content",
         "The video's bytes, or a small picture of it.",
         words=(*_ID, ("variant", "video, thumbnail or spritesheet")),
-        answers={200: FILE, 206: FILE, 302: None, 304: None},
+        answers=file_answers(FILE),
         problems=(400, 404, 416, 503),
     ),
     _operation(
