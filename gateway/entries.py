@@ -8,7 +8,7 @@ import msgspec
 
 from shared.bus import Entry
 from shared.messages import decode
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 
 _LOG = log(__name__)
 
@@ -22,5 +22,5 @@ def decoded(entry: Entry, kind: type[T]) -> T | None:
     try:
         return decode(entry.value, kind)
     except msgspec.MsgspecError as error:
-        _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
+        _LOG.error("an entry cannot be read", key=entry.key, error=unquoted(error))
         return None

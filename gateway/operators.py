@@ -23,7 +23,7 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 from shared.topology import CONTROL, QUEUE_CONTROL, quarantine_control, tenant_control, worker_control
 
 _LOG = log(__name__)
@@ -106,7 +106,7 @@ class Operators:
         try:
             control = _controls.decode(entry.value)
         except msgspec.MsgspecError as error:
-            _LOG.error("an entry cannot be read", key=entry.key, error=str(error))
+            _LOG.error("an entry cannot be read", key=entry.key, error=unquoted(error))
             return
         self._revisions[entry.key] = entry.revision
         self.generation += 1

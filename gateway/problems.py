@@ -17,7 +17,7 @@ from litestar.response import Response
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.errors import ArtifactError, BusError, GenfleetError, InvalidRequest
-from shared.telemetry import log
+from shared.telemetry import log, places
 
 _LOG = log(__name__)
 
@@ -135,14 +135,19 @@ def problem_of(request: Request[Any, Any, Any], error: Exception) -> Problem:
         case InvalidRequest():
             return invalid(error.field, str(error))
         case BusError():
-            _LOG.warning("the bus failed", path=request.scope["path"], error=type(error).__name__)
+            _LOG.warning("the bus failed", route=_route(request), error=type(error).__name__)
             return bus_down()
         case ArtifactError():
-            _LOG.error("the artifact store failed", path=request.scope["path"], error=str(error))
+            _LOG.error("the artifact store failed", route=_route(request), error=str(error))
             return Problem(503, "the artifact store failed; try again", retry_after_s=RETRY_AFTER_S)
         case _:
-            _LOG.error("a request failed unexpectedly", path=request.scope["path"], exc_info=error)
+            _LOG.error("a request failed unexpectedly", route=_route(request), places=places(error))
             return Problem(500, "internal error")
+
+
+def _route(request: Request[Any, Any, Any]) -> str:
+    """The route's own words: what stands in a path may be anything."""
+    return str(request.scope.get("path_template") or "unknown")
 
 
 def status_of(error: Exception) -> int:

@@ -21,7 +21,7 @@ from gateway.stored import NOTHING, Kept, Stored, kept
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.messages import JobRecord
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 from shared.topology import ARCHIVE, DELETED, archive_key
 
 _LOG = log(__name__)
@@ -170,7 +170,7 @@ def _retained(entry: Entry) -> Retained | None:
     try:
         head = _heads.decode(entry.value)
     except msgspec.MsgspecError as error:
-        _LOG.error("an archived entry cannot be read", key=entry.key, error=str(error))
+        _LOG.error("an archived entry cannot be read", key=entry.key, error=unquoted(error))
         return None
     asked = head.request
     given = (asked.image, asked.last_image, asked.video, asked.mask, *asked.references)

@@ -31,7 +31,7 @@ from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, KeyExists, WrongRevision
 from shared.messages import LeaderLease, decode, encode
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 from shared.topology import LEADER, LEADER_KEY
 
 _LOG = log(__name__)
@@ -208,7 +208,7 @@ class Leader:
         try:
             lease = decode(entry.value, LeaderLease)
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_leader_lease", revision=entry.revision, error=str(error))
+            _LOG.error("not_a_leader_lease", revision=entry.revision, error=unquoted(error))
             seat.revision = entry.revision  # the holder writes over it
             return
         seat.seen(lease, entry.revision, self._clock.monotonic())

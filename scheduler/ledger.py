@@ -17,7 +17,7 @@ from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable, InvalidKey
 from shared.fit import largest_volume
 from shared.messages import Control, ModelCard, TenantUsage, decode, encode
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 from shared.topology import CONTROL, MODELS, USAGE, model_key, quarantine_control
 
 #: How long a worker's cards are kept that is gone, if another has the model too.
@@ -85,7 +85,7 @@ class Ledger:
         try:
             control = _controls.decode(entry.value)
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_control", key=entry.key, error=str(error))
+            _LOG.error("not_a_control", key=entry.key, error=unquoted(error))
             return
         self._feed(ControlSeen(now=self._clock.monotonic(), control=control))
 
@@ -98,7 +98,7 @@ class Ledger:
             try:
                 card = decode(entry.value, ModelCard)
             except msgspec.MsgspecError as error:
-                _LOG.error("not_a_card", key=entry.key, error=str(error))
+                _LOG.error("not_a_card", key=entry.key, error=unquoted(error))
                 return
         model = self._cards.take(entry.key, card)
         now, counts = self._clock.monotonic(), self._cards.get(model)
@@ -131,7 +131,7 @@ class Ledger:
         try:
             usage = decode(entry.value, TenantUsage)
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_usage", key=entry.key, error=str(error))
+            _LOG.error("not_a_usage", key=entry.key, error=unquoted(error))
             return
         self._feed(UsageSeen(now=self._clock.monotonic(), usage=usage, since_s=self._age(entry)))
 

@@ -16,7 +16,7 @@ from shared.bus import Bus, Entry
 from shared.clock import Clock
 from shared.errors import BucketFull, BusUnavailable
 from shared.messages import TERMINAL, JobRecord, Result, State, WorkerLease, decode
-from shared.telemetry import log
+from shared.telemetry import log, unquoted
 from shared.topology import JOBS, ORDERS, result_key
 
 #: Contact that is younger than this may still be delivering what was missed.
@@ -114,7 +114,7 @@ class Watch:
         try:
             seen = self.summaries.of_entry(entry, self._since(entry.timestamp, live))
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_record", key=entry.key, revision=entry.revision, error=str(error))
+            _LOG.error("not_a_record", key=entry.key, revision=entry.revision, error=unquoted(error))
             return False
         if seen.id != entry.key:
             _LOG.error("record_under_wrong_key", key=entry.key, revision=entry.revision)
@@ -131,7 +131,7 @@ class Watch:
         try:
             lease = decode(entry.value, WorkerLease)
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_lease", key=entry.key, error=str(error))
+            _LOG.error("not_a_lease", key=entry.key, error=unquoted(error))
             return
         if lease.worker != entry.key:
             _LOG.error("lease_under_wrong_key", key=entry.key)
@@ -153,7 +153,7 @@ class Watch:
         try:
             result = decode(entry.value, Result)
         except msgspec.MsgspecError as error:
-            _LOG.error("not_a_result", key=entry.key, error=str(error))
+            _LOG.error("not_a_result", key=entry.key, error=unquoted(error))
             return False
         if result_key(result.worker, result.job, result.epoch) != entry.key:
             # The bus lets a worker write under its own name only: what stands in the value proves nothing.

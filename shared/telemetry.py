@@ -1,15 +1,20 @@
 """Logs: one JSON object a line on stderr (or ``log_file``), with ``service``, and ``job`` and ``epoch`` in every line
 that concerns a job: bind them with ``about(job, epoch)`` around the work, in any task.
 
-Libraries that log through ``logging`` come out in the same form, from warnings upwards. Prompts, keys and query
-strings are never logged.
+Libraries that log through ``logging`` come out in the same form, from warnings upwards.
+
+Prompts, keys and query strings are never logged. Tracebacks have no local variables; what a library reports has not
+even the exception's message, which may quote what came in; and what looks like a key, or like a URL with a password or
+a query, is cut out of whatever is logged.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
+import traceback
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +51,7 @@ def configure(service: str, settings: Settings) -> None:
         event["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"
         return event
 
-    common: list[structlog.typing.Processor] = [complete, structlog.processors.dict_tracebacks]
+    common: list[structlog.typing.Processor] = [complete, _tracebacks, _without_secrets]
     as_json = structlog.processors.JSONRenderer(serializer=_json)
     structlog.configure(
         processors=[*common, as_json],
@@ -57,11 +62,83 @@ def configure(service: str, settings: Settings) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[_library, *common],
+            foreign_pre_chain=[_library, complete, _tracebacks, _without_messages, _without_secrets],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, as_json],
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+
+
+#: The default would show local variables: bodies, prompts, keys.
+_tracebacks = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, use_rich=False)
+)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}://)(?:[^\s/@?#\"']*@)?([^\s?\"']*)(?:\?[^\s\"']*)?")
+#: What a key or a token looks like.
+_KEY = re.compile(
+    r"\b[Bb]earer\s+[^\s\"',]+|\bgf_[0-9a-f]{16}_[A-Za-z0-9_-]{20,}|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+)
+
+
+def _cut(text: str) -> str:
+    # Most lines have none of these, and are looked at no further.
+    if "://" in text:
+        text = _URL.sub(r"\1\2", text)
+    if "gf_" in text or "eyJ" in text or "earer" in text:
+        text = _KEY.sub("[secret]", text)
+    return text
+
+
+def _without(value: object) -> object:
+    match value:
+        case str():
+            return _cut(value)
+        case dict():
+            return {key: _without(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without(item) for item in value]
+        case BaseException():
+            return _cut(repr(value))
+        case _:
+            return value
+
+
+def _without_secrets(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for key, value in event.items():
+        if type(value) is not int and type(value) is not float:
+            event[key] = _without(value)
+    return event
+
+
+def _without_messages(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Exceptions by their types and places alone."""
+    for found in event.get("exception") or ():
+        found["exc_value"] = ""
+        found.pop("exc_notes", None)
+    return event
+
+
+_QUOTED = re.compile(r"'.*'", re.DOTALL)
+
+
+def unquoted(error: Exception) -> str:
+    """What a decoder says of an entry, without the value that it may quote."""
+    return _QUOTED.sub("'…'", str(error))
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an exception came from, and those behind it, without a word of what they say: for exceptions that may
+    quote a request."""
+    found: list[str] = []
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        found.append(type(step).__name__)
+        for frame in traceback.extract_tb(step.__traceback__):
+            found.append(f"  {frame.filename}:{frame.lineno} {frame.name}")
+        step = step.__cause__ or (None if step.__suppress_context__ else step.__context__)
+    return found
 
 
 def close() -> None:

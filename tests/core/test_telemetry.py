@@ -110,3 +110,73 @@ def test_the_file_is_appended_to(tmp_path: Path) -> None:
     configured(tmp_path)
     telemetry.log("m").info("second")
     assert [line["event"] for line in lines(path)] == ["first", "second"]
+
+
+SECRET = "a-cat-that-nobody-may-know"
+
+
+def test_a_traceback_has_no_local_variables(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+
+    def fails(prompt: str) -> None:
+        raise ValueError(f"{len(prompt)} characters")
+
+    try:
+        fails(SECRET)
+    except ValueError:
+        telemetry.log("m").exception("failed")
+    assert SECRET not in path.read_text()
+    assert "26 characters" in path.read_text()
+
+
+def test_what_a_library_reports_has_no_message(tmp_path: Path) -> None:
+    """uvicorn, of an exception that came out of a request."""
+    path = configured(tmp_path)
+    try:
+        try:
+            int(SECRET)
+        except ValueError as error:
+            raise RuntimeError(SECRET) from error
+    except RuntimeError as error:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=error)
+    text = path.read_text()
+    assert SECRET not in text
+    assert "RuntimeError" in text
+    assert "ValueError" in text
+    assert "test_telemetry.py" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        ("cannot reach https://ann:pass@x.org:8443/a/b?token=1#c now", "cannot reach https://x.org:8443/a/b now"),
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("'http://x.org/?q=1', then", "'http://x.org/', then"),
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("Authorization: Bearer abc.def, next", "Authorization: [secret], next"),
+        ("the key gf_0123456789abcdef_abcdefghijklmnopqrstuvwxyz012345678901234567", "the key [secret]"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.c2ln is no token", "[secret] is no token"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_what_looks_like_a_secret_is_cut_out(tmp_path: Path, said: str, logged: str) -> None:
+    path = configured(tmp_path)
+    telemetry.log("m").info("said", text=said, within={"a": [said]}, error=ValueError(said), number=1)
+    logging.getLogger("some.library").warning(said)
+    ours, theirs = lines(path)
+    assert (ours["text"], ours["within"], ours["number"]) == (logged, {"a": [logged]}, 1)
+    assert repr(ValueError(logged)) == ours["error"]
+    assert theirs["event"] == logged
+
+
+def test_the_places_of_an_exception_say_nothing_of_what_it_says() -> None:
+    try:
+        try:
+            raise KeyError(SECRET)
+        except KeyError:
+            raise ValueError(SECRET)  # noqa: B904
+    except ValueError as error:
+        found = telemetry.places(error)
+    assert [line for line in found if not line.startswith("  ")] == ["ValueError", "KeyError"]
+    assert any("test_telemetry.py" in line for line in found)
+    assert SECRET not in "".join(found)

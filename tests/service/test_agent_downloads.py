@@ -19,11 +19,11 @@ LOCAL = Settings(drain_grace_s=60.0, private_networks="127.0.0.1/32")
 BOUND_S = 90.0
 
 
-async def outcome(scene: Scene, url: str) -> Outcome:
+async def outcome(scene: Scene, url: str, job: str = "a" * 32, **given: str) -> Outcome:
     """What became of a job whose picture lies there."""
-    request = a_request(image=Input(url=url))
-    await scene.house.assign("a" * 32, 1, request=request)
-    ending = asyncio.ensure_future(scene.house.result("a" * 32, 1))
+    request = a_request(image=Input(url=url), **given)
+    await scene.house.assign(job, 1, request=request)
+    ending = asyncio.ensure_future(scene.house.result(job, 1))
     async with asyncio.timeout(BOUND_S):
         while not ending.done():
             await asyncio.wait((ending,), timeout=0.02)
