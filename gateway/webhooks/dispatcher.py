@@ -44,7 +44,7 @@ from shared.webhooks import receiver_of
 _LOG = log(__name__)
 
 #: A claim outlives the longest try by so much, for the writes before and after it.
-CLAIM_MARGIN_S = 15.0
+CLAIM_MARGIN_S = 10.0
 #: Whoever made a delivery or tried it last goes first; the others come so much later, if it did not.
 HEAD_START_S = 2.0
 #: After a write that was not answered.
