@@ -48,8 +48,7 @@ ELSEWHERE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("GET", "/v1/videos", {"params": {"after": "{id}"}}),
     ("GET", "/v1/jobs", {"params": {"after": "{id}"}}),
     ("POST", "/v1/jobs", {"json": {"prompt": "on", "task": "image-to-video", "image": "job:{id}/outputs/0"}}),
-    ("POST", "/v1/jobs", {"data": {"prompt": "on", "task": "image-to-video", "image": "job:{id}/outputs/0"}}),
-    ("POST", "/v1/webhooks/replay", {"json": {"jobs": ["{id}"]}}),
+    ("POST", "/v1/jobs", {"files": {"prompt": (None, "on"), "image": (None, "job:{id}/outputs/0")}}),
 )
 
 
@@ -70,8 +69,8 @@ def _filled(value: Any, job: str) -> Any:
             return value.replace("{id}", job)
         case dict():
             return {key: _filled(inner, job) for key, inner in value.items()}
-        case list():
-            return [_filled(inner, job) for inner in value]
+        case tuple():
+            return tuple(_filled(inner, job) for inner in value)
         case _:
             return value
 

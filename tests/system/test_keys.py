@@ -61,8 +61,11 @@ def test_a_whole_life_with_keys(guarded: Fleet, tmp_path: Path) -> None:
     _, key_id, secret = key.split("_", 2)
     assert secret not in made.stderr
 
-    submitted = genfleet(guarded, "submit", "--prompt", "a lighthouse", "--wait", key_file=str(key_file))
+    submitted = genfleet(
+        guarded, "submit", "--prompt", "a lighthouse", "--output", str(tmp_path / "made"), key_file=str(key_file)
+    )
     assert submitted.returncode == 0, submitted.stderr
+    assert (tmp_path / "made").stat().st_size > 0
     assert genfleet(guarded, "workers", key_file=str(key_file)).returncode == 0
     held = genfleet(guarded, "hold", key_file=str(key_file))
     assert held.returncode == 1
