@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deploy import nats
+from deploy.nats_credentials import Credentials
 from shared.settings import Settings
 from tests.support.leash import leashed
 
@@ -39,35 +40,59 @@ class NatsServer:
     """A context manager; ``start`` after ``kill`` is the same server with the same store."""
 
     def __init__(
-        self, folder: Path, binary: Path | None = None, store: Path | None = None, inside: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        binary: Path | None = None,
+        store: Path | None = None,
+        inside: tuple[str, ...] = (),
+        credentials: Credentials | None = None,
+        encryption: str = "",
     ) -> None:
         """
         Args:
             store: where it keeps its streams; without it, below the folder.
             inside: a command that runs another one, which is put before the server's.
+            credentials: who may do what, as they are when it starts; without them, who has the token may do all.
+            encryption: the text of ``deploy.nats_accounts.tls``.
         """
         self.port = free_port()
         self.token = secrets.token_hex(16)
         self._folder = folder
         self._store = store or folder / "store"
         self._inside = inside
-        self._binary = binary or nats.ensure(Path(".tools"))
+        self._credentials = credentials
+        self._encryption = encryption
+        self.binary = binary or nats.ensure(Path(".tools"))
         self._process: subprocess.Popen[bytes] | None = None
 
-    def settings(self) -> Settings:
-        """Settings that lead to it."""
-        return Settings(nats_url=f"nats://127.0.0.1:{self.port}", nats_token=self.token)
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def settings(self, service: str = "admin", worker: str = "") -> Settings:
+        """Settings that lead to it; as that service or worker, where it tells them apart."""
+        if self._credentials is None:
+            return Settings(nats_url=self.url, nats_token=self.token)
+        return Settings(nats_url=self.url, nats_nkey=self._credentials.seed_file(service, worker).read_text().strip())
+
+    def _configure(self) -> Path:
+        path = self._folder / "nats.conf"
+        path.touch(mode=0o600)
+        token, accounts = self.token, ""
+        if self._credentials is not None:
+            token, accounts = "", self._credentials.accounts_file.read_text()
+        path.write_text(
+            nats.config(port=self.port, store_dir=self._store, token=token, accounts=accounts) + self._encryption
+        )
+        return path
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "nats.conf"
-        config.touch(mode=0o600)
-        config.write_text(nats.config(port=self.port, store_dir=self._store, token=self.token))
+        config = self._configure()
         log = self._folder / "nats.log"
-        self._process = subprocess.Popen(
-            [*self._inside, *leashed(str(self._binary), "-c", str(config), "-l", str(log))]
-        )
+        self._process = subprocess.Popen([*self._inside, *leashed(str(self.binary), "-c", str(config), "-l", str(log))])
         until = time.monotonic() + _START_S
         while not answers(self.port):
             if self._process.poll() is not None or time.monotonic() > until:

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
+from nats.js.errors import APIError
 
 from shared.bus import Bucket, Entry
 from shared.errors import BusUnavailable, TopologyError
@@ -124,13 +125,28 @@ async def test_anybodys_kv_client_reads_the_bucket(world: NatsWorld, js: JetStre
     assert (entry.value, entry.revision) == (b"ours", revision)
     assert await kv.keys() == ["a.b"]
     theirs = await kv.put("c", b"theirs")
-    await kv.purge("a.b")
+    await kv.delete("a.b")
     read = await bucket.get("c")
     purged = await bucket.get("a.b")
     assert read is not None
     assert purged is not None
     assert (read.value, read.revision) == (b"theirs", theirs)
     assert purged.value is None
+    with pytest.raises(APIError, match="rollup not permitted"):
+        await kv.purge("c")  # by a header with which another word empties the whole bucket
+
+
+async def test_a_bucket_of_an_older_version_takes_no_rollups_from_now_on(
+    world: NatsWorld, js: JetStreamContext
+) -> None:
+    await (await world.connect()).bucket("kept").put("k", b"kept")
+    config = (await js.stream_info("KV_kept")).config
+    config.allow_rollup_hdrs = True
+    assert (await js.update_stream(config)).config.allow_rollup_hdrs
+    entry = await (await world.connect()).bucket("kept").get("k")
+    assert entry is not None
+    assert entry.value == b"kept"
+    assert not (await js.stream_info("KV_kept")).config.allow_rollup_hdrs
 
 
 async def test_reading_from_the_leader_is_the_same(world: NatsWorld) -> None:
