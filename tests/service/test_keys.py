@@ -67,7 +67,8 @@ def assert_refused(answer: httpx.Response) -> None:
 async def test_without_a_key_nobody_comes_in(gw: GatewayUnderTest) -> None:
     assert_refused(await gw.client.get("/v1/jobs"))
     assert_refused(await gw.client.post("/v1/jobs", json={"prompt": "a lighthouse"}))
-    assert_refused(await gw.client.get("/v1/session"))
+    for method in ("GET", "DELETE"):
+        assert_refused(await gw.client.request(method, "/v1/session"))
 
 
 #: Answered without a key. Whatever is added here must tell nothing, or know by a signature who may.

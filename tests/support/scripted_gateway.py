@@ -109,6 +109,7 @@ def serving() -> Iterator[ScriptedGateway]:
         do_GET = _answer
         do_POST = _answer
         do_PUT = _answer
+        do_DELETE = _answer
 
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
