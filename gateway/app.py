@@ -51,6 +51,7 @@ from shared.settings import Settings
 _OPERATIONS = (
     *media.OPERATIONS,
     *files.OPERATIONS,
+    *outputs.OPERATIONS,
     *keys.OPERATIONS,
     *session.OPERATIONS,
     *audit.OPERATIONS,
@@ -110,6 +111,7 @@ def create_app(
         live.start()
         access.start()
         watching = asyncio.create_task(admission.watch())
+        warming = asyncio.create_task(gateway.submissions.files.start())
         try:
             yield
         finally:
@@ -118,6 +120,8 @@ def create_app(
             await access.stop()
             await hooks.stop()
             await live.stop()
+            await warming
+            await gateway.submissions.files.close()
 
     app = Litestar(
         route_handlers=[

@@ -20,21 +20,22 @@ from msgspec.structs import asdict, replace
 from gateway import ids
 from gateway.admission import Admission
 from gateway.index import Filters
+from gateway.intake import InputFiles
 from gateway.live import Live
 from gateway.memory import check_room
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema import MAX_REFERENCES, SubmitBody
-from gateway.uploads import Upload, from_data_uri, temporary
+from gateway.uploads import Upload, from_data_uri
 from gateway.webhooks.sending import Addresses
 from shared import guarded_http
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists, SettingsError
+from shared.inputs import KINDS
 from shared.lifecycle import Stamp, born, is_own_write
-from shared.media import IMAGES, VIDEOS, inspect
 from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
 from shared.settings import Settings
 from shared.telemetry import about, log
@@ -43,16 +44,7 @@ from shared.topology import JOBS, input_key
 _LOG = log(__name__)
 
 #: The fields that are files, and what each may be.
-FILES = {
-    "image": IMAGES,
-    "last_image": IMAGES,
-    "video": VIDEOS,
-    "mask": IMAGES | VIDEOS,
-    "references": IMAGES,
-    "pose": VIDEOS,
-    "face": VIDEOS,
-    "background": VIDEOS,
-}
+FILES = {field: kind.allowed for field, kind in KINDS.items()}
 #: Of these, the fields that are several files, and how many at most: ``references.0``, ``references.1``, ….
 SEVERAL = {"references": MAX_REFERENCES}
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
@@ -67,7 +59,11 @@ _OUTPUT = re.compile(r"job:([0-9a-f-]{32,36})/outputs/([0-9]{1,3})")
 
 
 class Submissions:
-    """Takes submits for all tenants. ``name`` names this start of this gateway in the records' logs."""
+    """Takes submits for all tenants. ``name`` names this start of this gateway in the records' logs.
+
+    Attributes:
+        files: that came with submits, or are kept for them.
+    """
 
     def __init__(
         self,
@@ -89,6 +85,7 @@ class Submissions:
         self._name = name
         self._addresses = addresses
         self._aliases = aliases(settings.model_aliases)
+        self.files = InputFiles(artifacts, settings, clock)
 
     async def submit(
         self,
@@ -143,8 +140,9 @@ class Submissions:
                 raise
             return found
         with place, about(job, 0):
+            await self.files.check(uploads)
             for upload in uploads.values():
-                await upload.store(self._artifacts, tenant)
+                await self.files.store(tenant, upload)
             return await self._create(record, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
@@ -173,8 +171,7 @@ class Submissions:
         for given in old.request.inputs().values():
             if not given.url:
                 try:
-                    # Written again, as in ``_stored``: it is in use from now on.
-                    await self._artifacts.put(given.key, self._artifacts.read(given.key))
+                    await self.files.touch(given.key)
                 except ArtifactNotFound:
                     raise Problem(409, "the job's input files are gone: submit it anew", job=old.id) from None
         now = self._clock.wall()
@@ -326,7 +323,7 @@ class Submissions:
                 if source.startswith("data:"):
                     uploads[field] = from_data_uri(source, field, stack)
                 elif match := _FILE.fullmatch(source):
-                    inputs[field] = await self._stored(tenant, match.group(1), field, stack)
+                    inputs[field] = await self._stored(tenant, match.group(1), field)
                 elif match := _OUTPUT.fullmatch(source):
                     inputs[field] = await self._output(tenant, match.group(1), int(match.group(2)), field)
                 elif source.startswith(("http://", "https://")):
@@ -345,19 +342,16 @@ class Submissions:
                 raise invalid(field, f"is {inputs[field].media_type}; must be {' or '.join(sorted(allowed))}")
         return inputs
 
-    async def _stored(self, tenant: str, sha256: str, field: str, stack: ExitStack) -> Input:
+    async def _stored(self, tenant: str, sha256: str, field: str) -> Input:
         key = input_key(tenant, sha256)
+        found = await self.files.find(tenant, sha256)
+        if found is None:
+            raise invalid(field, "no such file")
         try:
-            stored = await self._artifacts.stat(key)
-            file = temporary(stack)
-            async for chunk in self._artifacts.read(key):
-                file.write(chunk)
-            # Written again, so that the leader's sweep sees that it is in use before the job's record says so.
-            await self._artifacts.put(key, self._artifacts.read(key))
+            await self.files.touch(key)
         except ArtifactNotFound:
             raise invalid(field, "no such file") from None
-        media = inspect(file, field)
-        return Input(key=key, media_type=media.media_type, size=stored.size, sha256=sha256)
+        return Input(key=key, media_type=found.media_type, size=found.size, sha256=sha256)
 
     async def _output(self, tenant: str, job: str, index: int, field: str) -> Input:
         """Another job's output, copied to the inputs so that it outlives that job."""

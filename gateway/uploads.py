@@ -21,11 +21,8 @@ from msgspec import Struct
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header  # type: ignore[import-untyped]
 
 from gateway.problems import FieldError, Problem
-from shared.artifacts import Artifacts
 from shared.errors import InvalidRequest
 from shared.media import inspect
-from shared.messages import Input
-from shared.topology import input_key
 
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
@@ -50,12 +47,6 @@ class Upload(Struct, frozen=True, kw_only=True):
     media_type: str
     width: int
     height: int
-
-    async def store(self, artifacts: Artifacts, tenant: str) -> Input:
-        """Put it where the tenant's inputs lie; the same content is the same file."""
-        key = input_key(tenant, self.sha256)
-        await artifacts.put_file(key, self.path)
-        return Input(key=key, media_type=self.media_type, size=self.size, sha256=self.sha256)
 
 
 class Form(Struct, kw_only=True):

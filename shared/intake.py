@@ -121,7 +121,8 @@ class Intake:
                 return
             await self._end()
             try:
-                process, control = await asyncio.to_thread(self._spawned)
+                # Not in a thread: who is cancelled while one works never hears of the process.
+                process, control = self._spawned()
                 self._process, self._control = process, control
                 self._last = weakref.finalize(self, _end, process, control)
                 loop = asyncio.get_running_loop()

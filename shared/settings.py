@@ -140,6 +140,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model_aliases: str = ""
     #: Folders beneath which clients may name input files by their path: ``/srv/in, acme=/srv/acme``.
     input_folders: str = ""
+    #: Whether uploaded pictures and clips are decoded at submit, in a child, to see that they can be.
+    check_inputs: bool = True
+    #: Asked before a job is accepted and before what it made is kept; empty: nobody is asked.
+    moderation_url: str = ""
+    #: Sent along as a bearer token.
+    moderation_token: str = ""
+    moderation_timeout_s: Seconds = 10.0
 
     #: A webhook that is not taken is sent again for so long; each try waits so long for an answer.
     webhook_retry_s: Annotated[float, Meta(gt=0, le=14 * 86400)] = 3 * 86400.0

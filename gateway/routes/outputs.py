@@ -14,6 +14,7 @@ from msgspec import Struct
 from gateway import ids, ranges
 from gateway.auth import tenant_of
 from gateway.links import key_of, name_of
+from gateway.openapi_writer import TEXT, Json, Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import Problem, invalid, not_found
 from gateway.schema import FileView
@@ -125,12 +126,23 @@ async def upload(request: AnyRequest) -> Response[bytes]:
         else:
             kept = await _from_body(request, gateway.settings.max_body_bytes, stack)
         tenant = tenant_of(request)
+        await gateway.submissions.files.check({"file": kept})
         with gateway.admission.file(tenant, kept.sha256, kept.size):
             await gateway.admission.note_file(tenant, kept.sha256, kept.size)
-            await kept.store(gateway.artifacts, tenant)
+            await gateway.submissions.files.store(tenant, kept)
     return answer(
         FileView(id=kept.sha256, media_type=kept.media_type, size=kept.size, width=kept.width, height=kept.height), 201
     )
+
+
+@route("/v1/files/{file_id:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
+async def kept_file(request: AnyRequest, file_id: FromPath[str]) -> Response[bytes]:
+    """Whether an input file is kept, and what it is; a client that knows its SHA-256 need not send it again."""
+    found = await gateway_of(request).submissions.files.find(tenant_of(request), file_id)
+    if found is None:
+        raise not_found("no such file")
+    shown = FileView(id=file_id, media_type=found.media_type, size=found.size, width=found.width, height=found.height)
+    return answer(shown)
 
 
 async def _from_body(request: AnyRequest, limit: int, stack: ExitStack) -> Upload:
@@ -147,4 +159,27 @@ async def _from_body(request: AnyRequest, limit: int, stack: ExitStack) -> Uploa
     return finish(file, digest.hexdigest(), size, "file")
 
 
-HANDLERS = [output, upload]
+HANDLERS = [output, upload, kept_file]
+_FILE_ID: Json = {
+    "name": "file_id",
+    "in": "path",
+    "required": True,
+    "description": "The SHA-256 of the file's content, in hexadecimal.",
+    "schema": TEXT,
+}
+OPERATIONS = tuple(
+    Operation(
+        method=method,
+        path="/v1/files/{file_id}",
+        name=f"{method}_file",
+        tag="files",
+        summary=summary,
+        parameters=(_FILE_ID,),
+        answers={200: FileView if method == "get" else None},
+        problems=(404, 503),
+    )
+    for method, summary in (
+        ("get", "What a kept input file is."),
+        ("head", "Whether an input file is kept: then it need not be sent again."),
+    )
+)

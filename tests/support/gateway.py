@@ -15,6 +15,7 @@ import httpx
 import msgspec
 from litestar import Litestar
 from litestar.types import Message
+from msgspec.structs import replace
 
 from gateway.app import create_app
 from gateway.parts import Gateway
@@ -217,13 +218,14 @@ async def gateway(
     settings: Settings | None = None,
     name: str = "gateway",
     sender: Sender | None = None,
+    checked: bool = False,
 ) -> AsyncIterator[GatewayUnderTest]:
-    """A running gateway, caught up."""
+    """A running gateway, caught up. ``checked``: what is uploaded is decoded."""
     bus = broker.connect(name)
     artifacts = open_store(str(folder))
     clock = broker.clock
     assert isinstance(clock, FakeClock)
-    app = create_app(bus, artifacts, settings or Settings(), clock, sender=sender)
+    app = create_app(bus, artifacts, replace(settings or Settings(), check_inputs=checked), clock, sender=sender)
     asgi: Any = app
     transport = httpx.ASGITransport(app=asgi, raise_app_exceptions=False)
     started, stop = asyncio.Event(), asyncio.Event()
