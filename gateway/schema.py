@@ -10,6 +10,7 @@ from shared.messages import State
 
 Prompt = Annotated[str, Meta(min_length=1, max_length=4000)]
 Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+Solver = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._+-]+$", examples=["dpm++"])]
 Degree = Annotated[int, Meta(ge=1, le=64)]
 StepIndex = Annotated[int, Meta(ge=0, le=10_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -101,7 +102,7 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shift: Annotated[float, Meta(ge=0, le=1000)] | None = None
     strength: Annotated[float, Meta(ge=0, le=1)] | None = None
     control_scale: Annotated[float, Meta(ge=0, le=2)] | None = None
-    solver: Word | None = None
+    solver: Solver | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=64)] = 1
     parallel: ParallelBody = ParallelBody()

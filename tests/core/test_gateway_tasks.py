@@ -142,3 +142,7 @@ def test_clips_of_a_body_and_a_face_are_for_the_character_tasks() -> None:
     assert refused(CARD, "image", "pose", "face")[0] == "pose"
     assert refused(CARD, "image", overlap=1) == ("overlap", "the model has none")
     assert asked(UNANNOUNCED, "image", "pose", "face").task == "character-animation"
+
+
+def test_a_solver_may_be_called_as_its_paper_calls_it() -> None:
+    assert asked(replace(CARD, solvers=("unipc", "dpm++")), solver="dpm++").solver == "dpm++"
