@@ -23,13 +23,15 @@ from gateway.openapi_writer import KEY, Operation
 from gateway.parts import AnyRequest, Gateway, answer, answer_many, gateway_of
 from gateway.prefer import waited
 from gateway.problems import FieldError, Problem, invalid
-from gateway.uploads import decode_json, invalid_value, read_body
+from gateway.uploads import decode_json, read_body
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, Task
 
 T = TypeVar("T", bound=Struct)
 
 _fields = msgspec.json.Decoder(dict[str, Raw])
+_wan = msgspec.json.Decoder(wan_api.WanSubmit)
+_hidream = msgspec.json.Decoder(hidream.HidreamSubmit)
 _any = msgspec.json.Decoder(list[Raw] | dict[str, Raw])
 _MAX_BATCH = 64
 
@@ -94,12 +96,12 @@ async def _make(
     settings, submissions = gateway.settings, gateway.submissions
     if wan_api.MARKS & fields.keys():
         with naming(wan_api.FIELDS):
-            video = _decoded(body, wan_api.WanSubmit)
+            video = decode_json(body, _wan)
             ours = wan_api.to_body(video, settings.wan_api_model or None)
             uploads = await wan_api.picture(video, tenant, gateway, stack)
             return await submissions.submit(tenant, ours, uploads, key, stack, wishes=True)
     with naming(hidream.FIELDS):
-        ours = hidream.to_body(_decoded(body, hidream.HidreamSubmit), settings.hidream_model or None)
+        ours = hidream.to_body(decode_json(body, _hidream), settings.hidream_model or None)
         return await submissions.submit(tenant, ours, {}, key, stack, wishes=True)
 
 
@@ -109,13 +111,6 @@ async def _exists(gateway: Gateway, tenant: str, job: str) -> bool:
     except Problem:
         return False
     return True
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise invalid_value(error) from error
 
 
 def _items(given: dict[str, Raw]) -> list[Raw]:
