@@ -4,8 +4,8 @@
 
 Two gateways, two schedulers, several dummy pools and one broker, all real processes without a supervisor, are killed,
 stopped and cut off from the broker while clients submit through both gateways. Then all is put right, every accepted
-job must end, and the history checker and the clients say what is wrong. A failed run keeps its folder and prints the
-command that runs the same plan again. Everything stays on 127.0.0.1.
+job must end and its webhook must have been told so, and the history checker and the clients say what is wrong. A failed
+run keeps its folder and prints the command that runs the same plan again. Everything stays on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from shared.telemetry import configure
 from tests.faults import plan
 from tests.faults.clients import Clients, broken_by
 from tests.faults.fleet import BareFleet
+from tests.faults.hearer import Hearer
 from tests.faults.witness import Witness
 
 #: After everything was put right, for all clients to be answered and all jobs to end.
@@ -68,6 +69,8 @@ class Report(Struct, frozen=True, kw_only=True):
     requeued: dict[str, int]
     archived: int
     most_epochs: int
+    webhooks: int
+    webhooks_repeated: int
     streams: int
     streams_resumed: int
     revisions_seen: int
@@ -84,10 +87,10 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
     load, blows = plan.jobs(seed, jobs, seconds), plan.faults(seed, kills, seconds)
     ledger = folder / "submits.jsonl"
     broken: list[str] = []
-    async with BareFleet(folder, pools=pools) as fleet:
+    async with Hearer() as hearer, BareFleet(folder, pools=pools) as fleet:
         await fleet.ready()
         bus = await connect(fleet.settings, name="witness")
-        witness, clients = Witness(bus), Clients(fleet.urls, ledger, seed)
+        witness, clients = Witness(bus), Clients(fleet.urls, ledger, seed, hearer.url)
         watching = asyncio.create_task(witness.watch())
         using = asyncio.create_task(clients.use(load))
         try:
@@ -97,6 +100,9 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
             broken += await _settle(using, clients, witness)
             settled_s = time.monotonic() - healed
             broken += await _tidy(bus)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TIDY_S):
+                    await hearer.all_of(clients.accepted.values())
             snapshot = Snapshot()
             try:
                 async with asyncio.timeout(READ_S):
@@ -113,6 +119,7 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
     records = snapshot.by_id()
     broken += [str(finding) for finding in found if finding.broken]
     broken += [*broken_by(clients, load, records), *fleet.faults_found]
+    broken += hearer.wrong(clients.accepted.values(), records)
     left = {stored.key for stored in snapshot.files if stored.key.split("/")[0] in clients.deleted}
     broken += [f"promise 1: {key} is a file of a deleted job" for key in sorted(left)]
     requeued = Counter(
@@ -138,6 +145,8 @@ async def chaos(folder: Path, *, jobs: int, kills: int, seconds: float, seed: in
         requeued=dict(requeued),
         archived=len(snapshot.archived),
         most_epochs=max((record.epoch for record in records.values()), default=0),
+        webhooks=len(hearer.heard),
+        webhooks_repeated=hearer.repeated,
         streams=len(clients.streams),
         streams_resumed=sum(stream.resumed for stream in clients.streams),
         revisions_seen=witness.revisions,

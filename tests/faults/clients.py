@@ -40,7 +40,7 @@ class Stream:
 
 
 class Clients:
-    """All clients of a run.
+    """All clients of a run. ``webhook_url`` is told of every job's end.
 
     Attributes:
         accepted: id of each accepted job, by its key.
@@ -53,7 +53,7 @@ class Clients:
         broken: promises that the answers themselves broke, in sentences.
     """
 
-    def __init__(self, urls: list[str], ledger: Path, seed: int) -> None:
+    def __init__(self, urls: list[str], ledger: Path, seed: int, webhook_url: str | None = None) -> None:
         self.accepted: dict[str, str] = {}
         self.cancels: dict[str, str] = {}
         self.deleted: set[str] = set()
@@ -63,6 +63,7 @@ class Clients:
         self.counts: Counter[str] = Counter()
         self.broken: list[str] = []
         self._urls = urls
+        self._webhook_url = webhook_url
         self._ledger_path = ledger
         self._ledger: FileIO | None = None
         self._draw = random.Random(f"clients {seed}")
@@ -104,7 +105,8 @@ class Clients:
     async def _submit(self, job: Job, path: str = "/v1/jobs") -> str | None:
         promised: set[str] = set()
         while True:
-            body = job.body if path == "/v1/jobs" else None
+            told = {"webhook_url": self._webhook_url} if self._webhook_url is not None else {}
+            body = {**job.body, **told} if path == "/v1/jobs" else None
             answer = await self._ask("POST", path, body, {"Idempotency-Key": job.key})
             if answer is not None and answer.status_code == 202:
                 break

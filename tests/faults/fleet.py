@@ -79,6 +79,10 @@ class BareFleet:
             archive_after_s=120.0,
             # What is left at the end of a run are mostly jobs that were made to fail: workers would rest for minutes.
             quarantine_s=2.0,
+            # The receiver of all webhooks is in the harness; the claim of a gateway that was killed runs out soon.
+            secret=secrets.token_hex(32),
+            webhook_networks="127.0.0.0/8",
+            webhook_timeout_s=3.0,
         )
 
     async def __aenter__(self) -> Self:

@@ -22,6 +22,7 @@ async def test_nothing_is_lost_and_nothing_happens_twice(tmp_path: Path) -> None
     again = replay(jobs=JOBS, kills=KILLS, seconds=SECONDS, seed=SEED, pools=POOLS)
     assert not report.broken, "\n".join([*report.broken, f"everything is in {tmp_path}", again])
     assert report.accepted == JOBS + report.retried == sum(report.states.values()) + report.deleted
+    assert report.webhooks == report.accepted
     assert report.retried > 0
     assert report.deleted > 0
     assert sum(report.kills.values()) == KILLS
