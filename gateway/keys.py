@@ -67,6 +67,10 @@ class Keys:
         self._admin_key = admin_key
         # What an unknown id is compared with, so that it costs what a known one does.
         self._nobody = self._of(ApiKey(id="", tenant=DEFAULT_TENANT, role=Role.USER, hash="00" * 32, revoked_at=0.0), 0)
+        #: Told the id of a key when it, or a secret of it, has ended: at once when it is revoked or rotated, within
+        #: ``USES_S`` when its time is over.
+        self.on_end: Callable[[str], None] = lambda _: None
+        self._ends_seen = clock.wall()
         #: All keys have been read once: one that is not known now does not exist.
         self.read = False
         self._forget_all()
@@ -140,6 +144,8 @@ class Keys:
                 self._known[key.id] = self._of(key, entry.revision)
                 if before is not None:
                     self._known[key.id].used_at = before.used_at
+                    if key.revoked_at is not None or not (key.former_hash or before.key.hash == key.hash):
+                        self.on_end(key.id)
             case KeyUse(key=used, at=at):
                 self._written[used] = max(at, self._written.get(used, 0.0))
             case SessionEnd(session=session, until=until):
@@ -275,11 +281,19 @@ class Keys:
         """Write down when keys were used, and forget ended sessions that would have ended by now; until cancelled."""
         while True:
             await self._clock.sleep(USES_S)
+            self._tell_ends()
             try:
                 await self._write_uses()
                 await self._forget_sessions()
             except BusError as error:
                 _LOG.info("uses of keys are written down later", error=type(error).__name__)
+
+    def _tell_ends(self) -> None:
+        before, self._ends_seen = self._ends_seen, self._clock.wall()
+        for known in self._known.values():
+            ends = (known.key.expires_at, known.key.former_until)
+            if any(end is not None and before < end <= self._ends_seen for end in ends):
+                self.on_end(known.key.id)
 
     async def _write_uses(self) -> None:
         for key, known in list(self._known.items()):

@@ -24,9 +24,11 @@ _DELETED = b"event: deleted\ndata: {}\n\n"
 
 @dataclass(eq=False, slots=True)
 class Subscriber:
-    """One client: ``next_index`` is the transition it is owed next."""
+    """One client: ``next_index`` is the transition it is owed next, ``by`` the key with which it came."""
 
     next_index: int
+    by: str = ""
+    ended: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     progress: bytes | None = None
     queue: bytes | None = None
@@ -125,10 +127,21 @@ class Streams:
             for subscriber in feed.subscribers:
                 subscriber.wake.set()
 
-    async def events(self, job: str, look: Callable[[], Now | None], next_index: int) -> AsyncGenerator[bytes, None]:
+    def end(self, by: str) -> None:
+        """That key is good no longer: end what was begun with it. Looks at every stream; keys seldom end."""
+        for feed in self.feeds.values():
+            for subscriber in feed.subscribers:
+                if subscriber.by == by:
+                    subscriber.ended = True
+                    subscriber.wake.set()
+
+    async def events(
+        self, job: str, look: Callable[[], Now | None], next_index: int, by: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         """The job's events from transition ``next_index`` on, to the terminal one.
 
         Args:
+            by: the key with which the client came.
             look: the job's present state, None if it is gone. Asked when the stream begins to flow, which is later
                 than the request was answered: what happened in between must not be missed.
         """
@@ -140,14 +153,14 @@ class Streams:
         feed = self.feeds.get(job)
         if feed is None:
             feed = self.feeds[job] = Feed(now.record)
-        subscriber = Subscriber(next_index)
+        subscriber = Subscriber(next_index, by)
         if now.progress is not None:
             subscriber.progress = progress_event(now.progress, now.record.request.n)
         subscriber.queue = None if now.queue is None else queue_event(now.queue)
         feed.subscribers.add(subscriber)
         self.clients += 1
         try:
-            while not self._closing:
+            while not (self._closing or subscriber.ended):
                 # The record first: no progress is told after the end, and none of an attempt before its assignment.
                 record = feed.record
                 events = feed.owed(subscriber)

@@ -7,7 +7,7 @@ from litestar.params import FromPath
 from litestar.response import Response
 
 from gateway import ids
-from gateway.auth import tenant_of
+from gateway.auth import caller_of
 from gateway.event_stream import EventStream
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem
@@ -25,11 +25,12 @@ async def events(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     live = gateway_of(request).live
     job = ids.parse(job_id)
     next_index = _next_index(request.headers.get("last-event-id"))
-    record = (await live.find(job, tenant_of(request))).record
+    caller = caller_of(request)
+    record = (await live.find(job, caller.tenant)).record
     if record.state in TERMINAL and next_index > record.transitions[-1].index:
         return Response(b"", status_code=204)
     ended = Now(record, None, None) if record.state in TERMINAL else None  # archived ones are not in the view
-    return EventStream(live.streams.events(job, lambda: live.now(job) or ended, next_index))
+    return EventStream(live.streams.events(job, lambda: live.now(job) or ended, next_index, caller.by))
 
 
 def _next_index(last: str | None) -> int:

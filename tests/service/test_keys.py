@@ -21,7 +21,7 @@ from shared.messages import KeyUse, QueueControl, decode
 from shared.settings import Settings
 from shared.topology import AUDIT, CONTROL, KEYS, QUEUE_CONTROL, api_key, key_use
 from tests.support.clock import FakeClock, settle
-from tests.support.gateway import GatewayUnderTest, gateway
+from tests.support.gateway import GatewayUnderTest, Stream, gateway
 from tests.support.memory_bus import MemoryBroker
 
 ADMIN = "the-first-key-" + "a" * 32
@@ -319,6 +319,35 @@ async def test_two_changes_at_once_both_happen(gw: GatewayUnderTest, tmp_path: P
         await settle()
         (listed,) = (await gw.client.get("/v1/keys", headers=bearer(ADMIN))).json()["data"]
         assert listed["state"] == "revoked"
+
+
+@pytest.mark.parametrize("how", ["revoked", "rotated", "rotated with a grace", "expired"])
+async def test_an_open_stream_ends_with_its_key(gw: GatewayUnderTest, how: str) -> None:
+    made, other = await make(gw, expires_s=600 if how == "expired" else None), await make(gw)
+    path = f"/v1/keys/{made['id']}"
+    job = (await gw.client.post("/v1/jobs", json={"prompt": "a"}, headers=bearer(made["key"]))).json()["id"]
+    mine, others = (
+        Stream(gw.app, f"/v1/jobs/{job}/events", {**bearer(key), "Host": "127.0.0.1"})
+        for key in (made["key"], other["key"])
+    )
+    for stream in (mine, others):
+        assert await stream.event() is not None
+    match how:
+        case "revoked":
+            await gw.client.delete(path, headers=bearer(ADMIN))
+        case "rotated":
+            await gw.client.post(f"{path}/rotate", headers=bearer(ADMIN))
+        case "rotated with a grace":
+            await gw.client.post(f"{path}/rotate", json={"grace_s": 90}, headers=bearer(ADMIN))
+            await gw.clock.advance(60)
+            assert not mine.ended
+            await gw.clock.advance(60)
+        case "expired":
+            gw.clock.jump_wall(600)
+            await gw.clock.advance(USES_S)
+    await settle()
+    assert (mine.ended, others.ended) == (True, False)
+    await others.vanish()
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------
