@@ -15,8 +15,10 @@ from gateway.changes import Changes
 from gateway.live import Live
 from gateway.schema import SubmitBody
 from gateway.submit import Submissions
+from gateway.webhooks.sending import Addresses
 from scheduler.invariants import check
 from scheduler.shell import Scheduler
+from shared.guarded_http import Policy
 from shared.messages import JobRecord
 from shared.settings import Settings
 from shared.topology import BUCKETS
@@ -107,7 +109,10 @@ class GatewaySlot(Slot):
         artifacts = SimArtifacts(self.fleet.files, process)
         self.live = Live(self.bus, settings, process.clock)
         admission = Admission(self.bus, self.live, settings, process.clock)
-        self.submissions = Submissions(self.bus, artifacts, self.live, admission, settings, process.clock, process.name)
+        addresses = Addresses(Policy())
+        self.submissions = Submissions(
+            self.bus, artifacts, self.live, admission, settings, process.clock, process.name, addresses
+        )
         self.changes = Changes(self.bus, artifacts, self.live, process.clock, process.name)
         self.live.start()
         await admission.watch()
