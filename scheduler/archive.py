@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 
+from scheduler.cleanup import Cleanup
 from scheduler.deletions import Deletions, record_of
 from scheduler.metrics import Metrics
 from scheduler.owing import Owing
@@ -79,6 +80,7 @@ class Archive:
         self._deletions = Deletions(bus, clock, artifacts)
         self._owing = Owing(bus, metrics)
         self._retention = Retention(bus, settings, clock, metrics, self._deletions, leads, tenants)
+        self.cleanup = Cleanup(bus, self._retention.now)
         #: When each ended job ended and each marker was written, on the own clock; about in that order.
         self._ended: dict[str, float] = {}
         self._markers: deque[tuple[float, str]] = deque()
@@ -141,6 +143,7 @@ class Archive:
         if now - self._retained >= RETAIN_EVERY_S:
             self._retained = now
             await self._retention.once()
+        await self.cleanup.once()
         return len(due) == PER_PASS
 
     # --- from jobs to the archive ------------------------------------------------------------------------------------

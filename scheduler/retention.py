@@ -22,6 +22,8 @@ from shared.topology import ARCHIVE, DELETED, LEADER, pending_key
 COUNTED_AT_ONCE = 256
 #: Archived jobs that one round removes at most, and the share of the bucket's bytes that it keeps free.
 EXPIRED_AT_ONCE = 1000
+#: Rounds that are done one after another when an admin wants all of it gone.
+ROUNDS_AT_ONCE = 50
 FREE_SHARE = 0.1
 #: Seconds by which the broker's clock and this process's may drift apart.
 JUMP_S = 3600.0
@@ -70,29 +72,43 @@ class Retention:
         """Another process leads: what it does not come to is to be found when this one leads again."""
         self._begun = False
 
-    async def once(self) -> None:
-        """Remove what is too old or too much, as far as one round goes.
+    async def now(self) -> int:
+        """Rounds until nothing is left to remove, or so many that others should have their turn; how many jobs that
+        were. Raises as ``once``."""
+        self._begun = False  # an earlier leader may not have come to all tenants
+        removed = 0
+        for _ in range(ROUNDS_AT_ONCE):
+            more = await self.once() if self._leads() else 0
+            removed += more
+            if not more:
+                break
+        return removed
+
+    async def once(self) -> int:
+        """Remove what is too old or too much, as far as one round goes; how many jobs that were.
 
         Raises:
             BusUnavailable: the next round goes on.
         """
+        removed = 0
         now = await self._broker_now()
         if now is not None:
             oldest = now - self._settings.retain_days * 86400.0
-            await self._expire_oldest(">", EXPIRED_AT_ONCE, lambda entry: entry.timestamp <= oldest)
+            removed += await self._expire_oldest(">", EXPIRED_AT_ONCE, lambda entry: entry.timestamp <= oldest)
         if not self._begun:
             self._begun = True
             self._grown.update(dict.fromkeys(self._tenants()))
         for tenant in list(islice(self._grown, COUNTED_AT_ONCE)):
             excess = await self._archive.count(f"{tenant}.*") - self._settings.retain_count
             if excess > 0:
-                await self._expire_oldest(f"{tenant}.*", min(excess, EXPIRED_AT_ONCE))
+                removed += await self._expire_oldest(f"{tenant}.*", min(excess, EXPIRED_AT_ONCE))
             if excess <= EXPIRED_AT_ONCE:
                 self._grown.pop(tenant, None)
         _, size = await self._archive.usage()
         if size > (1.0 - FREE_SHARE) * ARCHIVE.max_bytes:
             _LOG.warning("archive_nearly_full", bytes=size)
             await self.make_room()
+        return removed
 
     async def make_room(self) -> None:
         """Remove the oldest of all tenants' jobs.
@@ -119,8 +135,8 @@ class Retention:
             return None
         return entry.timestamp
 
-    async def _expire_oldest(self, keys: str, count: int, which: Callable[[Entry], bool] | None = None) -> None:
-        """Remove the first so many of these keys in the archive, up to the first that is not to go."""
+    async def _expire_oldest(self, keys: str, count: int, which: Callable[[Entry], bool] | None = None) -> int:
+        """Remove the first so many of these keys in the archive, up to the first that is not to go; how many."""
         found: list[str] = []
         async with aclosing(cast("AsyncGenerator[Batch, None]", self._archive.follow(keys))) as batches:
             async for batch in batches:
@@ -131,6 +147,7 @@ class Retention:
         await several(found[:count], self._expire, self._leads)
         if found:
             _LOG.info("expired", jobs=len(found[:count]), of=keys)
+        return len(found[:count])
 
     async def _expire(self, key: str) -> None:
         tenant, job = key.split(".", 1)

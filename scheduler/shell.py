@@ -135,6 +135,7 @@ class Scheduler:
         self._sweep = None
         if artifacts is not None:
             self._sweep = Sweep(bus, clock, self.metrics, artifacts, lambda: self.state.ready)
+            self._archive.cleanup.sweep = self._sweep.now
         self._watch = Watch(bus, clock, self.name, self._feed, self._archive)
         leftovers = Leftovers(bus, clock, self.metrics, artifacts)
         self._writes = Writes(bus, clock, self.name, self._watch, leftovers, self.metrics, self._feed)

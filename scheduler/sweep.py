@@ -92,6 +92,7 @@ class Sweep:
         self._leads = leads
         #: Which part of the old files is looked at, when there are more than one round can take.
         self._part = 0
+        self._removed = 0
 
     async def run(self) -> None:
         """A round now and then, while this process leads, until cancelled."""
@@ -108,6 +109,12 @@ class Sweep:
             except (ArtifactError, BusUnavailable) as error:
                 _LOG.warning("sweep_failed", error=str(error))
                 wait = FIRST_S
+
+    async def now(self) -> int:
+        """One round now; how many files it removed. Raises as ``once``."""
+        before = self._removed
+        await self.once()
+        return self._removed - before
 
     async def once(self) -> bool:
         """One round; whether there were more old files than it could take.
@@ -200,6 +207,7 @@ class Sweep:
                 continue
             await self._artifacts.delete(key)
             removed += 1
+        self._removed += removed
         self._metrics.swept.inc(removed)
         if removed:
             self._part = max(0, self._part - removed)

@@ -61,6 +61,8 @@ class Reason(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     SETBACKS_EXHAUSTED = "setbacks_exhausted"
     INPUT_REJECTED = "input_rejected"
+    #: The operator's judge does not allow what was made.
+    OUTPUT_REJECTED = "output_rejected"
     ENGINE_ERROR = "engine_error"
     DEVICE_ERROR = "device_error"
     GROUP_LOST = "group_lost"
@@ -470,6 +472,22 @@ class WorkerQuarantine(Message, frozen=True, kw_only=True, tag="worker_quarantin
 Control = QueueControl | WorkerControl | TenantLimits | WorkerQuarantine
 
 
+class CleanupAsked(Message, frozen=True, kw_only=True, tag="cleanup_asked"):
+    """An admin wants what has expired to go now. Bucket ``cleanup``, key ``asked``: the latest wish, by its random
+    ``id``."""
+
+    id: str
+
+
+class CleanupDone(Message, frozen=True, kw_only=True, tag="cleanup_done"):
+    """That wish was fulfilled: so many expired jobs are gone with their files, and so many files that nothing referred
+    to. Bucket ``cleanup``, key ``done``."""
+
+    id: str
+    jobs: int = 0
+    files: int = 0
+
+
 class TenantUsage(Message, frozen=True, kw_only=True, tag="tenant_usage"):
     """What a tenant has used: device-seconds in all, and those that still count for its share. For fairness, not for
     bills: the last seconds before a leader was killed are missing. Bucket ``usage``, key ``<tenant>``."""
@@ -762,6 +780,8 @@ BusMessage = (
     | TenantLimits
     | WorkerQuarantine
     | TenantUsage
+    | CleanupAsked
+    | CleanupDone
     | GatewayLease
     | KeptInput
     | Delivery

@@ -177,7 +177,16 @@ UPLOADS = BucketSpec(
     max_bytes=64 * MiB,
 )
 
+CLEANUP = BucketSpec(
+    name="cleanup",
+    holds="asked: CleanupAsked, an admin's wish; done: CleanupDone, the last that was fulfilled",
+    owners=("gateway", "scheduler"),
+    readers=("gateway", "scheduler"),
+    max_bytes=1 * MiB,
+)
+
 BUCKETS = (
+    CLEANUP,
     JOBS,
     RESULTS,
     WORKERS,
@@ -288,6 +297,8 @@ def session_end(session: str) -> str:
     return f"ended.{session}"
 
 
+#: Keys in ``cleanup``.
+CLEANUP_ASKED, CLEANUP_DONE = "asked", "done"
 #: Key in ``leader``.
 LEADER_KEY = "scheduler"
 

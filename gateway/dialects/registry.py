@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway import problems
-from gateway.dialects import animate_routes, health, hidream, multigpu_i2v, submit_paths, turbodiffusion, wan_api
+from gateway.dialects import (
+    animate_routes,
+    cleanup,
+    health,
+    hidream,
+    multigpu_i2v,
+    submit_paths,
+    turbodiffusion,
+    wan_api,
+)
 from gateway.dialects.openai import errors, images, videos
 from gateway.openapi_writer import Operation
 from shared.errors import SettingsError
@@ -14,7 +23,7 @@ from shared.errors import SettingsError
 #: By the names of the setting ``dialects``, the modules with their routes (``HANDLERS``) and what is said of them
 #: (``OPERATIONS``).
 _MODULES: dict[str, tuple[Any, ...]] = {
-    "multigpu": (multigpu_i2v, health),
+    "multigpu": (multigpu_i2v, cleanup, health),
     "wan-api": (wan_api, submit_paths, health),
     "hidream": (hidream, submit_paths, health),
     "animate": (animate_routes,),
