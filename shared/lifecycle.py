@@ -34,12 +34,14 @@ from shared.messages import (
     Failure,
     JobRecord,
     Outcome,
+    Output,
     Reason,
     Returned,
     State,
     Succeeded,
     Transition,
 )
+from shared.pictures import keys_of
 
 #: The transition table: from each state, where a record may go.
 EDGES: dict[State, frozenset[State]] = {
@@ -177,7 +179,8 @@ def cancel(record: JobRecord, stamp: Stamp) -> JobRecord:
 
 
 def fold(record: JobRecord, epoch: int, outcome: Outcome, ran_s: float, stamp: Stamp) -> JobRecord | None:
-    """The record with the end of one attempt folded in; None if that attempt no longer counts."""
+    """The record with the end of one attempt folded in; None if that attempt no longer counts. One that names files
+    of others as its own has failed: whoever may read the record may read its files."""
     if epoch != record.epoch or record.state not in (State.ASSIGNED, State.RUNNING, State.CANCELLING):
         return None
     if record.state is State.CANCELLING:
@@ -185,6 +188,8 @@ def fold(record: JobRecord, epoch: int, outcome: Outcome, ran_s: float, stamp: S
     if record.state is State.ASSIGNED and not isinstance(outcome, Returned):
         record = run(record, stamp)
         stamp = replace(stamp, since_s=0.0)
+    if isinstance(outcome, Succeeded) and not _are_its_own(record, outcome.outputs):
+        outcome = Failed(reason=Reason.ENGINE_ERROR, message="its worker named files that are not this attempt's")
     match outcome:
         case Succeeded(outputs=outputs, used=used):
             done = _move(record, State.SUCCEEDED, stamp, None)
@@ -199,6 +204,11 @@ def fold(record: JobRecord, epoch: int, outcome: Outcome, ran_s: float, stamp: S
             return requeue(record, Reason.CANCEL_REQUESTED, "cancelled without a request", stamp, attempt=False)
         case Returned(reason=reason):
             return requeue(record, reason, reason, stamp, attempt=False)
+
+
+def _are_its_own(record: JobRecord, outputs: tuple[Output, ...]) -> bool:
+    prefix = f"{record.id}/{record.epoch}/"
+    return all(key.startswith(prefix) for output in outputs for key in keys_of(output))
 
 
 def is_own_write(wanted: JobRecord, found: JobRecord) -> bool:

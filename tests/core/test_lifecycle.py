@@ -269,3 +269,18 @@ def test_an_outcome_is_one_of_four() -> None:
     outcomes: tuple[Outcome, ...] = (DONE, BROKE, Cancelled(), Returned(reason="x"))
     for outcome in outcomes:
         assert lifecycle.fold(at(QUEUED), 0, outcome, 0.0, NOW) is None
+
+
+@pytest.mark.parametrize("field", ["key", "thumbnail", "spritesheet"])
+@pytest.mark.parametrize("key", ["other/1/0.mp4", "j/2/0.mp4", "j", "inputs/default/" + "0" * 64])
+def test_a_worker_that_names_others_files_as_its_outputs_has_failed(field: str, key: str) -> None:
+    """Row 27 of the faults: whoever may read the record may read what it names."""
+    lying = Succeeded(outputs=(replace(DONE.outputs[0], **{field: key}),))
+    record = lifecycle.fold(at(RUNNING), 1, lying, 1.0, NOW)
+    assert record is not None
+    assert (record.state, record.outputs, record.attempts) == (QUEUED, (), 1)
+    honest = lifecycle.fold(
+        at(RUNNING), 1, Succeeded(outputs=(replace(DONE.outputs[0], **{field: "j/1/x"}),)), 1.0, NOW
+    )
+    assert honest is not None
+    assert honest.state is SUCCEEDED
