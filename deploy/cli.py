@@ -57,7 +57,8 @@ webhooks.app.group = (_OPERATORS,)
 app.command(webhooks.app)
 app.command(tenants.limits, group=_OPERATORS)
 app.command(tenants.usage, group=_OPERATORS)
-# Loaded when it is asked for: it brings the bus along.
+# Loaded when they are asked for: they bring the bus along.
+app.command("deploy.nats_command:app", name="nats", group=_OPERATORS, help="Who may do what on the message bus.")
 app.command("deploy.history.command:main", name="check", group=_OPERATORS, help="Say which promise is broken, if any.")
 
 Host = Annotated[str | None, setting("host", "Address that the gateway listens on.")]

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from shared.permissions import FLEET, SERVICES, account_of, border, rights
+from shared.permissions import FLEET, SERVICES, Rights, account_of, border, rights
+from shared.topology import BUCKETS, BucketSpec
 
 
-def accounts(services: Mapping[str, str], workers: Mapping[str, str]) -> str:
+def accounts(services: Mapping[str, str], workers: Mapping[str, str], specs: tuple[BucketSpec, ...] = BUCKETS) -> str:
     """The ``accounts`` of the configuration file.
 
     Args:
@@ -17,7 +18,7 @@ def accounts(services: Mapping[str, str], workers: Mapping[str, str]) -> str:
         workers: the same of each worker, by its name.
     """
     assert set(services) == set(SERVICES)
-    borders = {worker: border(worker) for worker in sorted(workers)}
+    borders = {worker: border(worker, specs) for worker in sorted(workers)}
     exports: list[object] = []
     for worker, crossing in borders.items():
         only = [account_of(worker)]
@@ -25,7 +26,7 @@ def accounts(services: Mapping[str, str], workers: Mapping[str, str]) -> str:
         exports += [{"stream": subject, "accounts": only} for subject in crossing.hears]
     fleet = {
         "jetstream": "enabled",
-        "users": [_user(service, services[service]) for service in SERVICES],
+        "users": [_user(services[service], rights(service, specs)) for service in SERVICES],
         "exports": exports,
     }
     whole: dict[str, object] = {FLEET: fleet}
@@ -36,8 +37,7 @@ def accounts(services: Mapping[str, str], workers: Mapping[str, str]) -> str:
     return f"accounts: {json.dumps(whole, indent=1)}\n"
 
 
-def _user(service: str, public: str) -> dict[str, object]:
-    has = rights(service)
+def _user(public: str, has: Rights) -> dict[str, object]:
     return {
         "nkey": public,
         "permissions": {"publish": {"allow": list(has.publish)}, "subscribe": {"allow": list(has.subscribe)}},

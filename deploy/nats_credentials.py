@@ -5,7 +5,6 @@
     accounts.conf              their public halves and what each may do; for the server, made anew each time
     tls/ca.pem, ca.key         an authority of one's own; clients need ca.pem, nobody but this command ca.key
     tls/server.pem, server.key what the server shows
-    tls/<service>.pem, .key    what clients show, if the server is to ask them
 
 Making it again keeps what is there and adds what is missing, so that it may be run whenever a worker is added.
 """
@@ -66,7 +65,7 @@ class Credentials:
         return self.folder / "workers" / f"{worker}.nkey" if worker else self.folder / f"{service}.nkey"
 
     def certificate(self, name: str) -> tuple[Path, Path]:
-        """The files of the certificate and key of ``server``, of a service or a worker."""
+        """The files of the certificate and key of that name: ``server``."""
         return self.folder / "tls" / f"{name}.pem", self.folder / "tls" / f"{name}.key"
 
     def workers(self) -> tuple[str, ...]:
@@ -108,9 +107,10 @@ class Credentials:
         except OSError as error:
             raise CredentialsError(f"{self.folder}: {error.strerror}: {error.filename}") from error
 
-    def make_tls(self, hosts: Iterable[str], *, clients: bool = False, renew: bool = False) -> None:
-        """Make the authority if there is none, the server's certificate if it is missing, about to end, or not for
-        these hosts, and with ``clients`` one for each service and worker.
+    def make_tls(self, hosts: Iterable[str], *, renew: bool = False) -> None:
+        """Make the authority if there is none, and the server's certificate if it is missing, about to end, or not for
+        these hosts. Nobody but servers gets one by this authority: it is what the servers of a cluster know each other
+        by.
 
         Raises:
             CredentialsError, CertificateError: it cannot be.
@@ -127,10 +127,10 @@ class Credentials:
                 renew = True
             by = Signed(self.ca.read_bytes(), ca_key.read_bytes())
             if renew or not self._serves(names):
-                self._sign(by, "server", names)
-            for name in (*SERVICES, *self.workers()) if clients else ():
-                if renew or not all(path.exists() for path in self.certificate(name)):
-                    self._sign(by, name, ())
+                made = signed(by, "genfleet broker", names)
+                certificate, key = self.certificate("server")
+                self._write(key, made.key)
+                self._write(certificate, made.certificate)
         except OSError as error:
             raise CredentialsError(f"{self.folder}: {error.strerror}: {error.filename}") from error
 
@@ -140,12 +140,6 @@ class Credentials:
             return False
         names, ends = hosts_of(certificate.read_bytes())
         return set(hosts) <= names and ends - datetime.now(UTC) > RENEW
-
-    def _sign(self, by: Signed, name: str, hosts: tuple[str, ...]) -> None:
-        certificate, key = self.certificate(name)
-        made = signed(by, name, hosts)
-        self._write(key, made.key)
-        self._write(certificate, made.certificate)
 
     def _public(self, path: Path, new: bool) -> str:
         """The public half of the seed in that file, which is made if it is missing."""

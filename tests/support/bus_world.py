@@ -17,10 +17,11 @@ from tests.support.nats_server import NatsServer
 
 T = TypeVar("T")
 
-KEPT = BucketSpec(name="kept", holds="what a restart leaves", owners=())
-FLEETING = BucketSpec(name="fleeting", holds="what a restart takes", owners=(), memory=True, max_bytes=8 * MiB)
-BRIEF = BucketSpec(name="brief", holds="what goes by itself", owners=(), memory=True, ttl_s=1.0, max_bytes=8 * MiB)
-TINY = BucketSpec(name="tiny", holds="little", owners=(), max_bytes=4096, max_value=2048)
+OWNERS = ("gateway",)
+KEPT = BucketSpec(name="kept", holds="what a restart leaves", owners=OWNERS)
+FLEETING = BucketSpec(name="fleeting", holds="what a restart takes", owners=OWNERS, memory=True, max_bytes=8 * MiB)
+BRIEF = BucketSpec(name="brief", holds="what goes by itself", owners=OWNERS, memory=True, ttl_s=1.0, max_bytes=8 * MiB)
+TINY = BucketSpec(name="tiny", holds="little", owners=OWNERS, max_bytes=4096, max_value=2048)
 SPECS = (KEPT, FLEETING, BRIEF, TINY)
 
 #: Bound of every wait; nothing that works comes near it.
@@ -99,13 +100,14 @@ class MemoryWorld:
 class NatsWorld:
     """A real server."""
 
-    def __init__(self, server: NatsServer) -> None:
+    def __init__(self, server: NatsServer, service: str = "admin") -> None:
         self.server = server
+        self._service = service
         self._buses: list[NatsBus] = []
 
     async def connect(self, name: str = "a") -> Bus:
         async with asyncio.timeout(BOUND_S):
-            bus = await connect_nats(self.server.settings(), name=name, specs=SPECS)
+            bus = await connect_nats(self.server.settings(self._service), name=name, specs=SPECS, service=self._service)
         self._buses.append(bus)
         return bus
 
