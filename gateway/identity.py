@@ -81,11 +81,14 @@ class Identity:
 
         async def known(scope: Scope, receive: Receive, send: Send) -> None:
             said = given(scope, self._cookie_name)
-            caller = None if said is None else await self._caller(scope, said)
-            if caller is not None:
+            try:
+                caller = None if said is None else await self._caller(scope, said)
+                if caller is None:
+                    raise self.refusal(tried=said is not None)
                 identify(scope, caller)
-            elif not is_open(scope):
-                raise self.refusal(tried=said is not None)
+            except Problem:
+                if not is_open(scope):
+                    raise
             await app(scope, receive, send)
 
         return known if self.needed else anybody
@@ -105,8 +108,6 @@ class Identity:
         if scope.get("method") not in _SAFE:
             token = next((value for name, value in scope["headers"] if name == CSRF_HEADER), b"")
             if not equal(token, session.csrf):
-                if is_open(scope):
-                    return None
                 raise Problem(403, "with a session's cookie this needs the header X-CSRF-Token")
         scope.setdefault("state", {})[_SESSION] = session
         return session.caller

@@ -173,7 +173,7 @@ class Tokens:
                 warnings.simplefilter("ignore", SecurityWarning)
                 claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
             registry.validate(claims)
-        except (JoseError, ValueError) as error:
+        except (JoseError, ValueError, RecursionError) as error:
             # The class alone: the message may quote the token.
             _LOG.info("a token was not believed", why=type(error).__name__)
             return None
@@ -277,7 +277,7 @@ def _usable(text: bytes) -> KeySet:
     """The public keys for signatures in a JWKS; others in it are left out (RFC 7517, section 5)."""
     try:
         found = _jwks.decode(text)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise JwksUnreadable(f"not a JWKS: {error}") from error
     keys: list[Any] = []
     for data in found.keys:
@@ -300,7 +300,7 @@ def _kid(token: str) -> str | None:
     head = token.partition(".")[0]
     try:
         header = _header.decode(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
     return header.kid if header.alg in _ALGORITHMS else None
 

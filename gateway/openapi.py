@@ -184,7 +184,7 @@ def operations() -> tuple[Operation, ...]:
 
 
 def _operators() -> tuple[Operation, ...]:
-    """What operators do. There is no authentication yet."""
+    """What operators and admins do."""
     refused = (400, 413, 415, 422, 503)
     queue, workers = schema.QueueTotals, schema.WorkerList
     deeds = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 from msgspec.structs import replace
@@ -102,6 +102,11 @@ async def test_a_good_token_is_believed(tokens: Tokens, clock: FakeClock, alg: s
     assert caller == Caller(tenant="studio", role=Role.USER, by="jwt:somebody")
 
 
+def signed_text(text: bytes, key: RSAKey) -> str:
+    """A good signature of what is no claims."""
+    return jws.serialize_compact({"alg": "RS256", "kid": key.kid or ""}, text, key)
+
+
 BAD: dict[str, Callable[[FakeClock], dict[str, object]]] = {
     "expired": lambda clock: claims(clock, exp=int(clock.wall()) - LEEWAY_S - 1),
     "without an end": lambda clock: claims(clock, exp=None),
@@ -142,6 +147,7 @@ async def test_no_other_signature_will_do(tokens: Tokens, clock: FakeClock, prov
     shared = b64(json.dumps({"alg": "HS256", "kid": "rsa-1"}).encode())
     confused = f"{shared}.{body}.{b64(hmac.digest(RSA.as_pem(private=False), f'{shared}.{body}'.encode(), 'sha256'))}"
     others = RSAKey.generate_key(2048, {"kid": "rsa-1"})
+    deep = b'{"alg":"RS256","kid":"rsa-1","x":' + b"[" * 3000 + b"]" * 3000 + b"}"
     forged = b64(json.dumps(claims(clock, org="acme")).encode())
     for token in (
         f"{none}.{body}.",
@@ -157,6 +163,10 @@ async def test_no_other_signature_will_do(tokens: Tokens, clock: FakeClock, prov
         "..",
         "é.é.é",
         f"{head}.{b64(b'[]')}.{signature}",
+        f"{b64(deep)}.{body}.{signature}",
+        signed_text(b"[" * 4000 + b"]" * 4000, RSA),
+        signed_text(b"[]", RSA),
+        signed_text(b"\xff", RSA),
         good + "A" * 9000,
     ):
         assert await tokens.verify(token) is None, token[:60]
@@ -376,6 +386,9 @@ async def test_a_provider_that_answers_oddly_lets_nobody_in(
     async with server(lambda _: pieces) as (url, seen):
         settings = replace(SETTINGS, jwt_jwks_url=url)
         async with gateway(MemoryBroker(clock), tmp_path, settings) as gw, asyncio.timeout(BOUND_S):
-            answer = await gw.client.get("/v1/jobs", headers={"Authorization": f"Bearer {signed(claims(clock))}"})
+            shown = {"Authorization": f"Bearer {signed(claims(clock))}"}
+            answer = await gw.client.get("/v1/jobs", headers=shown)
+            # What needs no key does not wait for one, or fail for want of it.
+            assert (await gw.client.get("/healthz", headers=shown)).status_code == 200
         assert answer.status_code == 503
         assert len(seen) == 1
