@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from deploy.nats_credentials import Credentials
 from gateway.auth import keyless, secret_of
 from shared.exposure import check_listening, loopback
 from shared.settings import PREFIX, Settings, load
@@ -48,7 +49,7 @@ def test_every_setting_exists_and_has_an_allowed_value(compose: dict[str, Any], 
     for name in ("gateway", "scheduler", "worker"):
         service = compose["services"][name]
         settings, secrets = settings_of(service, tmp_path)
-        assert settings.nats_url == "nats://nats:4222"
+        assert settings.nats_url == "tls://nats:4222"
         assert settings.artifacts == "/data/artifacts"
         assert secrets == set(service["secrets"]), name
 
@@ -90,3 +91,31 @@ def test_the_dockerfile_copies_every_package_it_installs() -> None:
     dockerfile = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
     for package in ("gateway", "scheduler", "workers", "shared", "deploy"):
         assert dockerfile.count(f"COPY {package} {package}\n") == 2
+
+
+def test_the_broker_encrypts_and_each_service_has_a_seed_of_its_own(compose: dict[str, Any], tmp_path: Path) -> None:
+    """Rows 27; the command is the one in the file's first lines."""
+    command = next(line for line in (ROOT / "compose.yaml").read_text().splitlines() if "nats credentials" in line)
+    options = command.lstrip("# ").split()[3:]
+    out, workers = options[options.index("--out") + 1], options[options.index("--workers") + 1]
+    assert {"--tls", "--for-containers"} <= set(options)
+    made = Credentials(tmp_path / out, 0o444)
+    made.make(workers.split(","))
+    made.make_tls(["nats"])
+    seeds: dict[str, str] = {}
+    for name in ("gateway", "scheduler", "worker"):
+        service = compose["services"][name]
+        (shown,) = [secret for secret in service["secrets"] if secret.startswith("nats_")]
+        assert service["environment"]["GENFLEET_NATS_NKEY_FILE"] == f"/run/secrets/{shown}"
+        seeds[name] = compose["secrets"][shown]["file"]
+        assert service["environment"]["GENFLEET_NATS_CA"] in [mount["target"] for mount in service["configs"]]
+    worker = compose["services"]["worker"]["environment"]["GENFLEET_WORKER"]
+    assert seeds == {
+        "gateway": f"{out}/gateway.nkey",
+        "scheduler": f"{out}/scheduler.nkey",
+        "worker": f"{out}/workers/{worker}.nkey",
+    }
+    made_by_hand = ("secrets/secret", "secrets/admin_key")
+    for given in (*compose["secrets"].values(), *compose["configs"].values()):
+        file = given["file"]
+        assert (tmp_path / file).is_file() or (ROOT / file).is_file() or file in made_by_hand, file
