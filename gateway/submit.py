@@ -23,6 +23,7 @@ from gateway.index import Filters
 from gateway.intake import InputFiles
 from gateway.live import Live
 from gateway.memory import check_room
+from gateway.moderation import judged
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
@@ -37,6 +38,7 @@ from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidR
 from shared.inputs import KINDS
 from shared.lifecycle import Stamp, born, is_own_write
 from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
+from shared.moderation import Moderation
 from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import JOBS, input_key
@@ -86,6 +88,7 @@ class Submissions:
         self._addresses = addresses
         self._aliases = aliases(settings.model_aliases)
         self.files = InputFiles(artifacts, settings, clock)
+        self._moderation = Moderation.of(settings)
 
     async def submit(
         self,
@@ -141,6 +144,7 @@ class Submissions:
             return found
         with place, about(job, 0):
             await self.files.check(uploads)
+            await judged(self._moderation, record)
             for upload in uploads.values():
                 await self.files.store(tenant, upload)
             return await self._create(record, once=once)
@@ -189,6 +193,7 @@ class Submissions:
             webhook_url=old.webhook_url,
             retry_of=old.id,
         )
+        await judged(self._moderation, record)
         return await self._create(born(record, Stamp(by=self._name, at=now)))
 
     async def _create(self, record: JobRecord, *, once: bool = False) -> JobRecord:

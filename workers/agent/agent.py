@@ -32,6 +32,7 @@ from shared.messages import (
     decode,
     encode,
 )
+from shared.moderation import Moderation
 from shared.settings import Settings
 from shared.telemetry import about, log
 from shared.topology import assign_subject, nudge_subject
@@ -104,10 +105,12 @@ class Agent:
         self._lease = LeaseKeeper(bus)
         self._orders = Orders(bus, worker, incarnation)
         self._accepts = Accepts()
+        self._downloads = Downloads.of(settings, clock)
         self._work = Work(
             bus=bus,
             artifacts=artifacts,
-            downloads=Downloads.of(settings, clock),
+            downloads=self._downloads,
+            moderation=Moderation.of(settings),
             clock=clock,
             group=self._group,
             results=Results(bus, clock),
@@ -163,6 +166,7 @@ class Agent:
         finally:
             for subscription in self._subscriptions:
                 await subscription.close()
+            await self._downloads.close()
         await self._lease.withdraw(self._worker, self.incarnation)
 
     def stop(self) -> None:

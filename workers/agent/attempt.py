@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from shared.clock import Clock
 from shared.errors import ArtifactError, GenfleetError
+from shared.intake import IntakeDown
 from shared.messages import (
     Assign,
     Cancelled,
@@ -30,13 +31,14 @@ from shared.messages import (
     Stage,
     Succeeded,
 )
+from shared.moderation import Denied, Moderation
 from shared.telemetry import log
 from workers.agent.downloads import BadInput, Downloads
 from workers.agent.folders import Folders
 from workers.agent.granted import JobFiles
 from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
 from workers.agent.orders import Stop
-from workers.agent.transfer import BadOutput, fetch_inputs, store_outputs
+from workers.agent.transfer import BadOutput, fetch_inputs, judge_outputs, store_outputs
 from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
 
 #: Characters of a failure's sentence; a result must fit its bucket.
@@ -67,6 +69,7 @@ class Attempt:
         group: Group,
         artifacts: JobFiles,
         downloads: Downloads,
+        moderation: Moderation,
         clock: Clock,
         stop_grace_s: float,
         folders: Folders,
@@ -76,6 +79,7 @@ class Attempt:
     ) -> None:
         """
         Args:
+            moderation: asked about what it made before that is kept.
             folders: where its files go meanwhile.
             provenance: what its files say of their origin (the setting).
             tell: called with the attempt's progress, as often as there is any.
@@ -90,6 +94,7 @@ class Attempt:
         self._group = group
         self._artifacts = artifacts
         self._downloads = downloads
+        self._moderation = moderation
         self._clock = clock
         self._stop_grace_s = stop_grace_s
         self._folders = folders
@@ -127,6 +132,11 @@ class Attempt:
         except (ArtifactError, OSError) as error:
             _log.exception("attempt_failed")
             return _failed(Reason.ENGINE_ERROR, f"the worker could not keep the job's files: {error}")
+        except Denied as denied:
+            return _failed(Reason.OUTPUT_REJECTED, str(denied), final=True)
+        except IntakeDown as error:
+            _log.error("intake_down", error=str(error))
+            return _failed(Reason.ENGINE_ERROR, str(error))
         except GroupNotReady as error:
             _log.warning("group_not_ready", error=str(error))
             return Returned(reason=Reason.GROUP_LOST)
@@ -172,8 +182,9 @@ class Attempt:
             return Returned(reason=Reason.GROUP_LOST) if error.blameless else _failed(error.reason, str(error))
         match answer:
             case Done(files=files, used=used):
-                self.stored = True
                 self._at(Stage.UPLOADING)
+                await self._unless_stopped(judge_outputs(self._moderation, assign, files, folder / "out", self._clock))
+                self.stored = True
                 storing = store_outputs(self._artifacts, assign.job, assign.epoch, files, folder / "out", self._clock)
                 outputs = await self._unless_stopped(storing)
                 named = [name for file in files for name in (file.name, file.thumbnail, file.spritesheet)]

@@ -16,7 +16,8 @@ from typing import TypeVar
 from shared.artifacts import Stored
 from shared.clock import Clock
 from shared.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, GenfleetError, InvalidKey
-from shared.messages import Input, JobRequest, Output
+from shared.messages import Assign, Input, JobRequest, Output
+from shared.moderation import Moderation, NoJudgement
 from shared.telemetry import log
 from shared.topology import output_key
 from workers.agent.downloads import BadInput, Downloads
@@ -74,6 +75,38 @@ async def _fetch(artifacts: JobFiles, downloads: Downloads, name: str, given: In
         raise BadInput(f"{name}: its content is not that of the job (SHA-256)")
 
 
+async def judge_outputs(
+    moderation: Moderation, assign: Assign, files: tuple[OutputFile, ...], folder: Path, clock: Clock
+) -> None:
+    """Ask the operator's judge about each of the engine's files, for as long as it takes it to answer.
+
+    Raises:
+        Denied: it does not allow one.
+        BadOutput: a name is not that of a regular file in ``folder``.
+    """
+    if not moderation.asks:
+        return
+    for index, file in enumerate(files):
+        about = {
+            "Job": assign.job,
+            "Epoch": str(assign.epoch),
+            "Tenant": assign.tenant,
+            "Model": assign.request.model,
+            "Task": assign.request.task,
+            "Output": str(index),
+        }
+        path = _left(folder, file.name)
+        wait, longest = RETRY_S
+        while True:
+            try:
+                await moderation.output(about, file.media_type, path)
+                break
+            except NoJudgement as error:
+                _log.warning("moderation_unreachable", error=str(error), retry_s=wait)
+            await clock.sleep(wait)
+            wait = min(2 * wait, longest)
+
+
 async def store_outputs(
     artifacts: JobFiles, job: str, epoch: int, files: tuple[OutputFile, ...], folder: Path, clock: Clock
 ) -> tuple[Output, ...]:
@@ -85,9 +118,7 @@ async def store_outputs(
     """
 
     async def put(name: str) -> Stored:
-        path = folder / name
-        if not _NAME.fullmatch(name) or not _is_regular(path):
-            raise BadOutput(f"no such output file: {name[:80]!r}")
+        path = _left(folder, name)
         key = output_key(job, epoch, name)
         return await _persist(lambda: artifacts.take_file(key, path), clock)
 
@@ -111,6 +142,14 @@ async def store_outputs(
             )
         )
     return tuple(outputs)
+
+
+def _left(folder: Path, name: str) -> Path:
+    """The path of a file that the engine left there."""
+    path = folder / name
+    if not _NAME.fullmatch(name) or not _is_regular(path):
+        raise BadOutput(f"no such output file: {name[:80]!r}")
+    return path
 
 
 async def _persist(transfer: Callable[[], Awaitable[T]], clock: Clock) -> T:

@@ -10,6 +10,7 @@ from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.messages import Assign, Cancelled, Failed, FileGrants, Held, Outcome, Reason, Result
+from shared.moderation import Moderation
 from shared.telemetry import about, log
 from shared.topology import PROGRESS
 from workers.agent.attempt import Attempt
@@ -45,6 +46,7 @@ class Work:
         bus: Bus,
         artifacts: Artifacts | GrantedStore,
         downloads: Downloads,
+        moderation: Moderation,
         clock: Clock,
         group: Group,
         results: Results,
@@ -63,6 +65,7 @@ class Work:
         self._progress = bus.bucket(PROGRESS.name)
         self._artifacts = artifacts
         self._downloads = downloads
+        self._moderation = moderation
         self._clock = clock
         self._group = group
         self._results = results
@@ -98,6 +101,7 @@ class Work:
             group=self._group,
             artifacts=self._files_of(assign),
             downloads=self._downloads,
+            moderation=self._moderation,
             clock=self._clock,
             stop_grace_s=self._stop_grace_s,
             folders=self._folders,
