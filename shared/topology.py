@@ -125,12 +125,14 @@ KEYS = BucketSpec(
     name="keys",
     holds="key.<id>: ApiKey; used.<id>: KeyUse; ended.<session>: SessionEnd",
     owners=("gateway",),
+    readers=("gateway",),
     max_bytes=32 * MiB,
 )
 AUDIT = BucketSpec(
     name="audit",
     holds="<id>: AuditEntry, in the order of their writing",
     owners=("gateway",),
+    readers=("gateway",),
     ttl_s=90 * 86400.0,
     max_bytes=64 * MiB,
 )
