@@ -147,6 +147,19 @@ def worker(
     return _become("workers.agent.follower" if join else "workers.agent", pool=pool, worker=name, log_level=log_level)
 
 
+@app.command(name="run", group=_JOBS)
+def run_here(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    ranks: Annotated[int, Parameter(help="Processes that share the job, one per device.")] = 1,
+) -> int:
+    """Do one job here with the bare engine, without any service; `genfleet run --help-job` says with what."""
+    given = ["--help" if token == "--help-job" else token for token in tokens]
+    module = ["-m", "workers.engine.once", *given]
+    if ranks > 1:
+        module = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={ranks}", *module]
+    os.execv(sys.executable, [sys.executable, *module])
+
+
 def _become(module: str, **options: object) -> int:
     """Go on as that service, in this very process, so that signals and supervisors meet the service itself."""
     settings_from(**options)

@@ -99,13 +99,13 @@ def test_a_rank_keeps_the_devices_that_its_agent_showed_it() -> None:
     """In a process of its own, because it is that process's environment."""
     code = (
         "import os\n"
-        "from workers.engine.rank import _environment\n"
+        "from workers.engine.rank import environment\n"
         "from workers.pool import Pool\n"
         "pool = Pool(model='m', device='cuda', width=4, devices=(4, 5, 6, 7), env={'HCCL_BUFFSIZE': '512'})\n"
         "os.environ['CUDA_VISIBLE_DEVICES'] = '6,7'\n"
-        "_environment(pool, 'cuda', 2)\n"
+        "environment(pool, 'cuda', 2)\n"
         "shown = os.environ.pop('CUDA_VISIBLE_DEVICES')\n"
-        "_environment(pool, 'cuda', 4)\n"
+        "environment(pool, 'cuda', 4)\n"
         "print(shown, os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HCCL_BUFFSIZE'])\n"
     )
     root = Path(__file__).resolve().parents[2]

@@ -56,7 +56,7 @@ class Direct:
         """Do the request; the answer is what rank 0 of a group would give."""
         with tempfile.TemporaryDirectory(prefix="genfleet-direct-") as folder:
             try:
-                named = intake.at_once(_decoded(request, inputs, Path(folder))) if inputs else {}
+                named = intake.at_once(decoded(request, inputs, Path(folder))) if inputs else {}
             except Rejected as error:
                 return Refused(job=_JOB, epoch=1, reason=Reason.INPUT_REJECTED, message=str(error))
             return self._run(request, named, out_dir, on_pulse, should_stop)
@@ -80,7 +80,7 @@ class Direct:
             return attempt.broke(self._device, run, error)
 
 
-async def _decoded(request: JobRequest, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
+async def decoded(request: JobRequest, inputs: Mapping[str, Path], folder: Path) -> dict[str, str]:
     """The inputs as files of frames, as an agent has them made."""
     made = {}
     decoder = intake.Intake()

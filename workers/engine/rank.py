@@ -57,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
 def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
     """Be that rank until the group ends."""
     kind = devices.detect(pool.device)
-    _environment(pool, kind, world)
+    environment(pool, kind, world)
     agent: AgentLink | None = None
     if rank == 0:
         agent = AgentLink(socket_path)
         agent.send(Hello(pid=os.getpid(), width=world, device=kind, device_name=devices.hardware_name(kind)))
         agent.listen()
-    group = _open_group(rank, world, kind, pool)
+    group = open_group(rank, world, kind, pool)
     try:
         family = _load(group.lockstep, group.device, group.mesh, pool, agent)
         if family is None or not warm(family, agent):
@@ -81,13 +81,13 @@ def serve(rank: int, world: int, socket_path: Path, pool: Pool) -> int:
             )
             _lead(family, group.device, group.lockstep, agent)
         else:
-            _follow(family, group.device, group.lockstep)
+            follow(family, group.device, group.lockstep)
     finally:
         group.close()
     return 0
 
 
-def _environment(pool: Pool, kind: Kind, world: int) -> None:
+def environment(pool: Pool, kind: Kind, world: int) -> None:
     """What the runtimes read at their import: threads per rank, the pool's devices, its own settings."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     threads = pool.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
@@ -102,7 +102,7 @@ def _environment(pool: Pool, kind: Kind, world: int) -> None:
     os.environ.update(pool.env)
 
 
-class _Group:
+class Group:
     """The device, the process groups, and their end."""
 
     def __init__(self, rank: int, world: int, kind: Kind, pool: Pool) -> None:
@@ -121,14 +121,16 @@ class _Group:
         self.mesh = Mesh(kind, world)
 
     def close(self) -> None:
+        """Leave in good order, unless something broke: the others may then be where they cannot be met."""
         import torch.distributed as dist
 
         if self._joined and sys.exc_info()[0] is None:
             dist.destroy_process_group()
 
 
-def _open_group(rank: int, world: int, kind: Kind, pool: Pool) -> _Group:
-    return _Group(rank, world, kind, pool)
+def open_group(rank: int, world: int, kind: Kind, pool: Pool) -> Group:
+    """The group as this rank sees it. Collective."""
+    return Group(rank, world, kind, pool)
 
 
 def _load(lockstep: Lockstep, device: Device, mesh: object, pool: Pool, agent: AgentLink | None) -> Family | None:
@@ -237,7 +239,7 @@ def _lead(family: Family, device: Device, lockstep: Lockstep, agent: AgentLink) 
         agent.send(answer)
 
 
-def _follow(family: Family, device: Device, lockstep: Lockstep) -> None:
+def follow(family: Family, device: Device, lockstep: Lockstep) -> None:
     """The main loop of the other ranks."""
     from workers.engine.course import Course, Silent
     from workers.engine.errors import AgreedFailure, StoppedAt
