@@ -40,7 +40,7 @@ ALL = "*"
 async def secret(request: AnyRequest) -> Response[bytes]:
     """The caller's tenant's."""
     gateway = gateway_of(request)
-    if not gateway.live.caught_up:
+    if not gateway.webhooks.caught_up:
         raise bus_down()
     return _secret(gateway, tenant_of(request))
 

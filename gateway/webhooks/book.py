@@ -52,6 +52,7 @@ class Book:
 
     Attributes:
         open: what is owed or given up, by key.
+        hears: set once every delivery that is made will be heard of.
         news: told of every key whose delivery changed; None: it is owed no more.
         made: told of every delivery that is made just now, by whomever.
     """
@@ -64,6 +65,7 @@ class Book:
         self.open: dict[str, Known] = {}
         self.keys: SortedSet = SortedSet()
         self._made: OrderedDict[str, Delivery] = OrderedDict()
+        self.hears = asyncio.Event()
         self.news: Callable[[str, Known | None], None] = _nobody
         self.made: Callable[[Delivery], None] = _nobody_either
 
@@ -86,6 +88,7 @@ class Book:
                 written = await self._delivered.get(DELIVERED_MARK)
                 if written is not None:
                     self._broker_clock.saw(written.timestamp)  # all that is due is judged by it
+                self.hears.set()
                 batches = cast("AsyncGenerator[Batch, None]", self._delivered.follow(after=mark))
                 async with aclosing(batches):
                     async for batch in batches:
@@ -142,6 +145,13 @@ class Book:
         if self.open.pop(key, None) is not None:
             self.keys.discard(key)
             self.news(key, None)
+
+    def prune(self) -> None:
+        """Forget what the bucket has forgotten by its age."""
+        assert DELIVERIES.ttl_s is not None
+        for key, known in list(self.open.items()):
+            if self.unchanged_s(known) > DELIVERIES.ttl_s:
+                self.forget(key)
 
     def _put(self, key: str, known: Known) -> None:
         self.open[key] = known

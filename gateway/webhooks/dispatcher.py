@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
@@ -27,14 +27,15 @@ from gateway.live import Live
 from gateway.webhooks.book import Book, Known
 from gateway.webhooks.lanes import Lanes
 from gateway.webhooks.metrics import WebhookMetrics
+from gateway.webhooks.outcomes import AGAIN_S, Outcomes
 from gateway.webhooks.payload import Payloads
-from gateway.webhooks.schedule import Failed, Told, Verdict, due_after
+from gateway.webhooks.schedule import Failed, Verdict
 from gateway.webhooks.secret_versions import SecretVersions
 from gateway.webhooks.sending import Addresses, Sender
 from gateway.webhooks.signing import headers
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.errors import BucketFull, BusError, BusUnavailable, WrongRevision
+from shared.errors import BusError, BusUnavailable, WrongRevision
 from shared.messages import Delivery, DeliveryState, encode
 from shared.settings import Settings
 from shared.telemetry import log
@@ -47,14 +48,9 @@ _LOG = log(__name__)
 CLAIM_MARGIN_S = 10.0
 #: Whoever made a delivery or tried it last goes first; the others come so much later, if it did not.
 HEAD_START_S = 2.0
-#: After a write that was not answered.
-AGAIN_S = 1.0
-#: After a try that could not be made because of us.
-LATER_S = 5.0
-_LOOK_EVERY_S = 10.0
+_LOOK_EVERY_S, _PRUNE_EVERY_S = 10.0, 3600.0
 #: How long tries that are under way are waited for at the end.
 _GRACE_S = 1.0
-_LONGEST_ERROR = 200
 
 
 class Dispatcher:
@@ -88,11 +84,10 @@ class Dispatcher:
         self._payloads = payloads
         self._sender = sender
         self._addresses = addresses
-        self._metrics = metrics
-        self._chance = chance
         self._retry_s = settings.webhook_retry_s
         self._claim_s = settings.webhook_timeout_s + CLAIM_MARGIN_S
         self.lanes = Lanes()
+        self._outcomes = Outcomes(bus, self._book, self.lanes, clock, metrics, self._retry_s, chance, self._again)
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._tries: set[asyncio.Task[None]] = set()
@@ -101,9 +96,9 @@ class Dispatcher:
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin."""
-        self._tasks = [asyncio.create_task(loop) for loop in (self._dispatch(), self._watch_room())]
+    def start(self, ready: Awaitable[None]) -> None:
+        """Begin; with tries once the secrets are known."""
+        self._tasks = [asyncio.create_task(loop) for loop in (self._dispatch(ready), self._watch_room())]
 
     async def stop(self) -> None:
         """End: tries under way get a moment, and what is still claimed is let go for others to take at once."""
@@ -125,7 +120,7 @@ class Dispatcher:
         except (BusError, TimeoutError) as error:
             _LOG.debug("a claim is left to run out", key=key, error=type(error).__name__)
 
-    # --- when ---------------------------------------------------------------------------------------------------------
+    # --- when --------------------------------------------------------------------------------------------------------
 
     def _changed(self, key: str, known: Known | None) -> None:
         """What is known of a delivery changed."""
@@ -142,12 +137,12 @@ class Dispatcher:
             due = known.written + delivery.due_s
             due += 0.0 if delivery.by in ("", self._name) else HEAD_START_S
         until = known.written - delivery.age_s + self._retry_s
-        self.lanes.put(key, lane_of(delivery), due, until, held=held)
+        self.lanes.put(key, delivery.tenant, receiver_of(delivery.url), due, until, held=held)
         self._wake.set()
 
     def expect(self, delivery: Delivery) -> None:
         """Its receiver is said to take webhooks: it has taken one, or somebody asks for one once more."""
-        self.lanes.up(lane_of(delivery))
+        self.lanes.up(delivery.tenant, receiver_of(delivery.url))
         self._wake.set()
 
     def _again(self, key: str, delay_s: float = 0.0) -> None:
@@ -156,13 +151,15 @@ class Dispatcher:
         if known is None:
             return
         self._changed(key, known)
-        if delay_s and not self.lanes.is_flying(key) and known.delivery.state is DeliveryState.PENDING:
-            until = known.written - known.delivery.age_s + self._retry_s
-            self.lanes.put(key, lane_of(known.delivery), self._clock.monotonic() + delay_s, until)
+        delivery = known.delivery
+        if delay_s and delivery.state is DeliveryState.PENDING:
+            until = known.written - delivery.age_s + self._retry_s
+            self.lanes.put(key, delivery.tenant, receiver_of(delivery.url), self._clock.monotonic() + delay_s, until)
 
     # --- tries -------------------------------------------------------------------------------------------------------
 
-    async def _dispatch(self) -> None:
+    async def _dispatch(self, ready: Awaitable[None]) -> None:
+        await ready
         while True:
             self._wake.clear()
             for key in self.lanes.take(self._clock.monotonic()):
@@ -192,17 +189,14 @@ class Dispatcher:
             claimed = await self._claim(key)
             if claimed is not None:
                 self._claims[key] = claimed
-                await self._settle(key, claimed, await self._send(claimed.delivery))
-        except asyncio.CancelledError:
-            raise  # its claim is let go by ``stop``
-        except BusUnavailable:
+                verdict = await self._send(claimed.delivery)
+                del self._claims[key]  # from here on it is written down, not let go
+                self._wake.set()
+                await self._outcomes.settle(key, claimed, verdict)
+        except BusError:
+            self._claims.pop(key, None)
             self.lanes.left(key)
             self._again(key, AGAIN_S)
-        except Exception:
-            _LOG.exception("a webhook could not be tried", key=key)
-            self.lanes.left(key)
-            self._again(key, LATER_S)
-        self._claims.pop(key, None)
         self._wake.set()
 
     async def _claim(self, key: str) -> Known | None:
@@ -221,7 +215,7 @@ class Dispatcher:
             revision = await self._deliveries.update(key, encode(mine), known.revision)
         except WrongRevision:
             self.lanes.left(key)
-            await self._reread(key)
+            await self._outcomes.reread(key)
             return None
         claimed = self._book.put(key, mine, revision)
         if before.tries == 0 or before.claim_s > 0:
@@ -233,110 +227,31 @@ class Dispatcher:
                 return None
         return claimed
 
-    async def _reread(self, key: str) -> None:
-        """Somebody else wrote it."""
-        entry = await self._deliveries.get(key)
-        if entry is None:
-            self._book.forget(key)
-            return
-        self._book.take(entry)
-        self._again(key)
-
     async def _send(self, delivery: Delivery) -> Verdict:
-        body = await self._payloads.body(delivery)
-        signed = headers(self._secrets.signing(delivery.tenant), delivery.id, int(self._clock.wall()), body)
-        return await self._sender.send(delivery.url, body, signed)
-
-    # --- what came of them -------------------------------------------------------------------------------------------
-
-    async def _settle(self, key: str, claimed: Known, verdict: Verdict) -> None:
-        tried = replace(
-            claimed.delivery,
-            tries=claimed.delivery.tries + 1,
-            last_status=verdict.status,
-            last_error="" if isinstance(verdict, Told) else verdict.error[:_LONGEST_ERROR],
-            age_s=self._book.age_s(claimed),
-            claim_s=0.0,
-        )
-        match verdict:
-            case Told():
-                self._metrics.delivered.inc()
-                self._claims.pop(key, None)
-                self.lanes.told(key)
-                await self._keep(key, replace(tried, state=DeliveryState.DELIVERED), claimed.revision)
-            case Failed():
-                await self._failed(key, claimed, tried, verdict)
-        _LOG.info("webhook_tried", job=tried.job, id=tried.id, tries=tried.tries, status=tried.last_status)
-
-    async def _keep(self, key: str, made: Delivery, revision: int) -> None:
-        """Write down that it was made, however long the bus takes for it."""
-        self._book.settle(key, made)
-        kept = False
-        while True:
-            try:
-                if not kept:
-                    await self._delivered.put(key, encode(made))
-                kept = True
-                await self._deliveries.purge(key, revision)
-                return
-            except BusUnavailable:
-                await self._clock.sleep(AGAIN_S)
-            except BucketFull:
-                _LOG.warning("no room to remember what was delivered", key=key)
-                kept = True
-
-    async def _failed(self, key: str, claimed: Known, tried: Delivery, verdict: Failed) -> None:
-        wait = None
-        if not verdict.final:
-            wait = due_after(tried.tries, tried.age_s, self._retry_s, self._chance(), verdict.retry_after_s)
-        expired: list[str] = []
-        if verdict.down:
-            expired = self.lanes.failed(key, self._clock.monotonic(), verdict.retry_after_s)
-        else:
-            self.lanes.left(key)
-        self._wake.set()
-        if wait is None:
-            await self._give_up(key, tried, claimed.revision)
-        else:
-            self._metrics.failed.inc()
-            await self._write(key, replace(tried, due_s=wait), claimed.revision)
-        for waited in expired:
-            known = self._book.open.get(waited)
-            if known is not None:
-                said = f"its receiver is down: {verdict.error}"[:_LONGEST_ERROR]
-                late = replace(known.delivery, last_error=said, age_s=self._book.age_s(known))
-                await self._give_up(waited, late, known.revision)
-
-    async def _give_up(self, key: str, delivery: Delivery, revision: int) -> None:
-        self._metrics.given_up.inc()
-        await self._write(key, replace(delivery, state=DeliveryState.GIVEN_UP, due_s=0.0, claim_s=0.0), revision)
-
-    async def _write(self, key: str, delivery: Delivery, revision: int) -> None:
-        """Replace it, however long the bus takes for it."""
-        while True:
-            try:
-                self._book.put(key, delivery, await self._deliveries.update(key, encode(delivery), revision))
-                return
-            except BusUnavailable:
-                await self._clock.sleep(AGAIN_S)
-            except WrongRevision:
-                # The write before happened and its answer was lost, or the try took longer than the claim.
-                await self._reread(key)
-                return
+        try:
+            body = await self._payloads.body(delivery)
+            signed = headers(self._secrets.signing(delivery.tenant), delivery.id, int(self._clock.wall()), body)
+            return await self._sender.send(delivery.url, body, signed)
+        except BusUnavailable:
+            raise
+        except Exception:
+            # Whatever it is, it ends: with the time that there is for tries.
+            _LOG.exception("a webhook could not be made or sent", job=delivery.job)
+            return Failed(error="it could not be made or sent")
 
     # --- room --------------------------------------------------------------------------------------------------------
 
     async def _watch_room(self) -> None:
-        """No job with a webhook is taken while the bucket is nearly full: those that are owed must be."""
+        """No job with a webhook is taken while the bucket is nearly full: those that are owed must be. What the bucket
+        has forgotten by its age, which followers do not hear, is forgotten here too."""
+        pruned = self._clock.monotonic()
         while True:
+            if self._clock.monotonic() - pruned >= _PRUNE_EVERY_S:
+                pruned = self._clock.monotonic()
+                self._book.prune()
             try:
                 _, size = await self._deliveries.usage()
                 self._addresses.full = size >= ADMISSION_SHARE * DELIVERIES.max_bytes
             except BusError as error:
                 _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
             await self._clock.sleep(_LOOK_EVERY_S)
-
-
-def lane_of(delivery: Delivery) -> str:
-    """The queue of the delivery: one for each receiver, and tenant, so that none can spoil another's."""
-    return f"{delivery.tenant} {receiver_of(delivery.url)}"

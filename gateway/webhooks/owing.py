@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from gateway.entries import decoded
 from gateway.webhooks.book import Book
 from shared.bus import Bus
 from shared.clock import Clock
@@ -57,6 +58,13 @@ class Owing:
                     self._owed.extendleft(unsure)
                     await self._clock.sleep(AGAIN_S)
 
+    async def _tidy(self, key: str, made: Delivery) -> None:
+        """Whoever made it may have died before it was taken from what is owed."""
+        entry = await self._deliveries.get(key)
+        left = None if entry is None else decoded(entry, Delivery)
+        if entry is not None and left is not None and left.round <= made.round:
+            await self._deliveries.purge(key, entry.revision)
+
     async def _create(self, delivery: Delivery) -> Delivery | None:
         """Write that it is owed; the delivery if that has to be done once more."""
         key = delivery_key(delivery.tenant, delivery.job)
@@ -66,6 +74,7 @@ class Owing:
             made = await self._book.was_made(key)
             if made is not None:
                 self._book.settle(key, made)
+                await self._tidy(key, made)
             else:
                 self._book.put(key, delivery, await self._deliveries.create(key, encode(delivery)))
         except KeyExists:

@@ -15,7 +15,7 @@ from gateway.webhooks.owing import Owing
 from gateway.webhooks.payload import Payloads
 from gateway.webhooks.replay import Replays
 from gateway.webhooks.secret_versions import SecretVersions
-from gateway.webhooks.sending import Addresses, GuardedSender, Sender, policy_of
+from gateway.webhooks.sending import Addresses, GuardedSender, Sender, policy_of, resolve_apart
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.guarded_http import GuardedHttp
@@ -57,7 +57,7 @@ class Webhooks:
             name,
             self.secrets,
             Payloads(live, links, settings.base_url),
-            sender or GuardedSender(GuardedHttp(policy)),
+            sender or GuardedSender(GuardedHttp(policy, resolver=resolve_apart)),
             self.addresses,
             WebhookMetrics(registry, live.deliveries),
         )
@@ -65,7 +65,7 @@ class Webhooks:
         self._owing = Owing(bus, live.deliveries, clock, name)
         live.on_end = self._owing.ended
         self._book = live.deliveries
-        self._following = Following(bus, clock, frozenset())
+        self._following = Following(bus, clock, frozenset({WEBHOOKS.name}))
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -73,11 +73,20 @@ class Webhooks:
         loops = (
             self._following.follow(WEBHOOKS.name, self.secrets.on_webhooks),
             self._book.follow_delivered(),
-            self._following.follow(DELIVERIES.name, self._book.on_deliveries),
+            self._follow_deliveries(),
             self._owing.run(),
         )
         self._tasks = [asyncio.create_task(loop) for loop in loops]
-        self.dispatcher.start()
+        self.dispatcher.start(self._following.wait_caught_up())
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all tenants' secrets are known."""
+        return self._following.caught_up
+
+    async def _follow_deliveries(self) -> None:
+        await self._book.hears.wait()  # the broker's clock is known from then on, and nothing that is made is missed
+        await self._following.follow(DELIVERIES.name, self._book.on_deliveries)
 
     async def stop(self) -> None:
         """End both."""

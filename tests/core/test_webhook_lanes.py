@@ -8,21 +8,26 @@ import pytest
 
 from gateway.webhooks.lanes import FIRST_REST_S, LONGEST_REST_S, Lanes
 
-A, B = "default https://a.example:443", "default https://b.example:443"
+A, B = "https://a.example:443", "https://b.example:443"
+ME, YOU = "acme", "other"
 FAR = 1e9
 
 
-def filled(count: int, receiver: str = A, due: float = 0.0, until: float = FAR) -> Lanes:
-    lanes = Lanes(per_receiver=2, in_all=8)
+def filled(count: int, due: float = 0.0, until: float = FAR) -> Lanes:
+    """Lanes of one receiver that works, with so many waiting."""
+    lanes = Lanes(per_receiver=2, in_all=16)
+    lanes.put("first", ME, A, 0.0, FAR)
+    assert lanes.take(0.0) == ["first"]
+    lanes.told("first")
     for number in range(count):
-        lanes.put(f"k{number}", receiver, due, until)
+        lanes.put(f"k{number}", ME, A, due, until)
     return lanes
 
 
 def test_what_is_due_is_taken_in_its_order_and_no_more_at_once_than_a_receiver_gets() -> None:
-    lanes = Lanes(per_receiver=2, in_all=8)
+    lanes = filled(0)
     for key, due in (("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 9.0)):
-        lanes.put(key, A, due, FAR)
+        lanes.put(key, ME, A, due, FAR)
     assert (lanes.take(0.5), lanes.next_at()) == ([], 1.0)
     assert lanes.take(5.0) == ["a", "b"]
     assert lanes.next_at() is None
@@ -36,22 +41,22 @@ def test_what_is_due_is_taken_in_its_order_and_no_more_at_once_than_a_receiver_g
 def test_a_receiver_that_hangs_delays_no_other() -> None:
     lanes = filled(5)
     assert len(lanes.take(0.0)) == 2  # and they hang
-    lanes.put("other", B, 0.0, FAR)
+    lanes.put("other", ME, B, 0.0, FAR)
     assert lanes.take(0.0) == ["other"]
 
 
 def test_receivers_that_are_down_get_half_of_all_tries_at_most() -> None:
     lanes = Lanes(per_receiver=2, in_all=8)
     for number in range(10):
-        lanes.put(f"{number}.first", f"down{number}", 0.0, FAR)
+        lanes.put(f"{number}.first", f"owner {number}", A, 0.0, FAR)
     while taken := lanes.take(0.0):
         for key in taken:
             lanes.failed(key, 0.0)
     for number in range(10):
-        lanes.put(f"{number}.next", f"down{number}", 0.0, FAR)
+        lanes.put(f"{number}.next", f"owner {number}", A, 0.0, FAR)
     probes = lanes.take(LONGEST_REST_S)
     assert len(probes) == 4
-    lanes.put("fine", B, 0.0, FAR)
+    lanes.put("fine", ME, B, 0.0, FAR)
     assert lanes.take(LONGEST_REST_S) == ["fine"]
     # The others have their turn as soon as probes come back.
     seen = set(probes)
@@ -62,6 +67,60 @@ def test_receivers_that_are_down_get_half_of_all_tries_at_most() -> None:
         seen |= set(more)
         probes += more
     assert {key.split(".")[0] for key in seen} == {str(number) for number in range(10)}
+
+
+def test_an_owner_of_many_receivers_leaves_room_for_the_others() -> None:
+    lanes = Lanes(per_receiver=2, in_all=16)
+    for number in range(100):
+        lanes.put(f"{number}", ME, f"https://{number}.example:443", 0.0, FAR)
+    flying = lanes.take(0.0)
+    assert len(flying) == 4  # and all of them hang
+    lanes.put("theirs", YOU, A, 0.0, FAR)
+    assert lanes.take(0.0) == ["theirs"]
+    lanes.told("theirs")
+    done = set()
+    while flying:
+        done.add(flying[0])
+        lanes.told(flying.pop(0))
+        more = lanes.take(0.0)
+        assert len(more) <= 1
+        flying += more
+    assert len(done) == 100
+
+
+def test_the_same_receiver_of_two_owners_is_two() -> None:
+    lanes = Lanes(per_receiver=2, in_all=16)
+    lanes.put("mine", ME, A, 0.0, FAR)
+    lanes.put("yours", YOU, A, 0.0, FAR)
+    assert sorted(lanes.take(0.0)) == ["mine", "yours"]
+    lanes.failed("mine", 0.0)
+    lanes.put("yours again", YOU, A, 0.0, FAR)
+    lanes.told("yours")
+    assert lanes.take(0.0) == ["yours again"]
+    assert lanes.is_down(ME, A)
+    assert not lanes.is_down(YOU, A)
+
+
+def test_one_that_was_never_seen_to_work_gets_one_at_a_time() -> None:
+    lanes = Lanes(per_receiver=2, in_all=16)
+    for number in range(4):
+        lanes.put(f"{number}", ME, A, 0.0, FAR)
+    (first,) = lanes.take(0.0)
+    assert lanes.next_at() is None
+    lanes.told(first)
+    assert len(lanes.take(0.0)) == 2
+
+
+def test_a_lane_that_found_no_room_is_not_forgotten_nor_remembered_twice() -> None:
+    lanes = Lanes(per_receiver=2, in_all=4)
+    lanes.put("a", ME, A, 0.0, FAR)
+    assert lanes.take(0.0) == ["a"]
+    for number in range(1000):
+        lanes.put(f"{number}", ME, B, 0.0, FAR)
+        assert lanes.take(0.0) == []
+    assert len(lanes._waiting_owner[ME]) == 1
+    lanes.failed("a", 0.0)
+    assert lanes.take(0.0) == ["0"]
 
 
 def test_a_receiver_that_is_down_is_probed_by_one_at_growing_pauses() -> None:
@@ -87,8 +146,8 @@ def test_when_it_is_back_all_that_waits_is_due_at_once() -> None:
     first, second = lanes.take(0.0)
     lanes.failed(first, 0.0)
     lanes.failed(second, 0.0)
-    lanes.put(first, A, 7200.0, FAR)
-    lanes.put(second, A, 7200.0, FAR)
+    lanes.put(first, ME, A, 7200.0, FAR)
+    lanes.put(second, ME, A, 7200.0, FAR)
     (probe,) = lanes.take(100.0)
     lanes.told(probe)
     seen = []
@@ -102,25 +161,25 @@ def test_when_it_is_back_all_that_waits_is_due_at_once() -> None:
 
 def test_what_another_gateway_holds_is_not_brought_forward() -> None:
     lanes = filled(1)
-    lanes.put("held", A, 50.0, FAR, held=True)
+    lanes.put("held", ME, A, 50.0, FAR, held=True)
     (key,) = lanes.take(0.0)
     lanes.failed(key, 0.0)
-    lanes.up(A)
+    lanes.up(ME, A)
     assert (lanes.take(0.0), lanes.next_at()) == ([], 50.0)
     assert lanes.take(50.0) == ["held"]
 
 
 def test_what_waits_too_long_for_one_that_is_down_expires() -> None:
     lanes = filled(1)
-    lanes.put("old", A, 0.0, 10.0)
-    lanes.put("late", A, 500.0, 20.0)
-    lanes.put("held", A, 500.0, 20.0, held=True)
-    lanes.put("young", A, 500.0, 1000.0)
+    lanes.put("old", ME, A, 0.0, 10.0)
+    lanes.put("late", ME, A, 500.0, 20.0)
+    lanes.put("held", ME, A, 500.0, 20.0, held=True)
+    lanes.put("young", ME, A, 500.0, 1000.0)
     first, second = lanes.take(0.0)
     assert {first, second} == {"k0", "old"}
     assert lanes.failed("k0", 5.0) == []
     lanes.left("old")
-    lanes.put("old", A, 0.0, 10.0)
+    lanes.put("old", ME, A, 0.0, 10.0)
     (probe,) = lanes.take(100.0)
     assert probe == "old"
     assert lanes.failed(probe, 100.0) == ["late"]
@@ -136,7 +195,7 @@ def test_a_receiver_may_ask_for_a_longer_rest() -> None:
     lanes = filled(2)
     first, second = lanes.take(0.0)
     lanes.left(second)
-    lanes.put(second, A, 0.0, FAR)
+    lanes.put(second, ME, A, 0.0, FAR)
     lanes.failed(first, 0.0, 900.0)
     assert lanes.next_at() == 900.0
 
@@ -144,7 +203,7 @@ def test_a_receiver_may_ask_for_a_longer_rest() -> None:
 def test_what_is_in_flight_stays_there_whatever_is_said_of_it() -> None:
     lanes = filled(1)
     (key,) = lanes.take(0.0)
-    lanes.put(key, A, 0.0, FAR)
+    lanes.put(key, ME, A, 0.0, FAR)
     lanes.drop(key)
     assert (lanes.take(1.0), lanes.in_flight, lanes.is_flying(key)) == ([], 1, True)
     lanes.told(key)
@@ -154,7 +213,7 @@ def test_what_is_in_flight_stays_there_whatever_is_said_of_it() -> None:
 def test_what_is_dropped_is_not_taken_and_what_is_put_again_counts_once() -> None:
     lanes = filled(2)
     lanes.drop("k0")
-    lanes.put("k1", A, 7.0, FAR)
+    lanes.put("k1", ME, A, 7.0, FAR)
     assert (lanes.take(5.0), lanes.next_at()) == ([], 7.0)
     assert lanes.take(7.0) == ["k1"]
 
@@ -163,15 +222,15 @@ def test_a_lane_that_failed_is_remembered_while_its_delivery_is_written_down() -
     lanes = filled(1)
     (key,) = lanes.take(0.0)
     lanes.failed(key, 0.0)
-    lanes.put(key, A, 1.0, FAR)
-    assert lanes.is_down(A)
+    lanes.put(key, ME, A, 1.0, FAR)
+    assert lanes.is_down(ME, A)
     assert lanes.next_at() == FIRST_REST_S
 
 
 def test_lanes_that_are_of_no_use_any_more_go() -> None:
     lanes = Lanes()
     for number in range(1000):
-        lanes.put("key", f"receiver {number}", 0.0, FAR)
+        lanes.put("key", ME, f"receiver {number}", 0.0, FAR)
         (key,) = lanes.take(0.0)
         lanes.failed(key, 0.0) if number % 2 else lanes.told(key)
     lanes.take(FAR)
@@ -181,8 +240,8 @@ def test_lanes_that_are_of_no_use_any_more_go() -> None:
 def test_putting_again_and_again_costs_no_memory() -> None:
     lanes = filled(10, due=5.0)
     for turn in range(5000):
-        lanes.put(f"k{turn % 10}", A, 100.0 + turn, FAR)
-    lane = lanes._lanes[A]
+        lanes.put(f"k{turn % 10}", ME, A, 100.0 + turn, FAR)
+    lane = lanes._lanes[ME, A]
     assert max(len(lane.waiting), len(lane.expiring)) < 200
     assert len(lanes._ready) < 200
 
@@ -190,25 +249,25 @@ def test_putting_again_and_again_costs_no_memory() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_nothing_is_lost_and_no_bound_is_passed(seed: int) -> None:
     chance = random.Random(seed)
-    lanes = Lanes(per_receiver=2, in_all=6)
+    lanes = Lanes(per_receiver=2, in_all=16)
     now, made = 0.0, 0
     waiting: set[str] = set()
     flying: dict[str, str] = {}
-    receivers = [f"r{number}" for number in range(5)]
+    receivers = [f"o{number % 3} r{number}" for number in range(9)]
     where: dict[str, str] = {}
     for _ in range(800):
         match chance.randrange(6):
             case 0 | 1:
                 key, made = f"k{made}", made + 1
                 where[key] = chance.choice(receivers)
-                lanes.put(key, where[key], now + chance.choice((0.0, 1.0, 30.0)), now + 200.0)
+                lanes.put(key, where[key][:2], where[key], now + chance.choice((0.0, 1.0, 30.0)), now + 200.0)
                 waiting.add(key)
             case 2 if flying:
                 key = chance.choice(sorted(flying))
                 del flying[key]
                 expired = lanes.failed(key, now)
                 waiting -= set(expired)
-                lanes.put(key, where[key], now + 10.0, now + 200.0)
+                lanes.put(key, where[key][:2], where[key], now + 10.0, now + 200.0)
                 waiting.add(key)
             case 3 if flying:
                 key = chance.choice(sorted(flying))
@@ -224,8 +283,10 @@ def test_whatever_happens_nothing_is_lost_and_no_bound_is_passed(seed: int) -> N
             assert key in waiting
             waiting.discard(key)
             flying[key] = where[key]
-        assert len(flying) == lanes.in_flight <= 6
+        assert len(flying) == lanes.in_flight <= 16
         assert len(waiting) == len(lanes)
+        for owner in ("o0", "o1", "o2"):
+            assert sum(place.startswith(owner) for place in flying.values()) <= 4
         for receiver in receivers:
             assert sum(place == receiver for place in flying.values()) <= 2
     # From here on all receivers work: everything goes out.

@@ -15,9 +15,8 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.routes.webhooks import ALL
-from gateway.webhooks import replay
+from gateway.webhooks import replay, secret_versions
 from gateway.webhooks.schedule import Failed
-from gateway.webhooks.secret_versions import GRACE_S
 from shared.topology import DELIVERIES, JOBS
 from tests.support.clock import settle
 from tests.support.gateway import GatewayUnderTest
@@ -155,18 +154,21 @@ async def test_a_receiver_verifies_with_the_secret_that_the_api_shows(world: Wor
         assert verified(shown["secret"], world.receivers.tries[-1])
 
 
-async def test_after_a_change_both_secrets_sign_for_a_day_on_every_gateway(world: World) -> None:
+async def test_after_a_change_both_secrets_sign_for_a_while_on_every_gateway(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secret_versions, "GRACE_S", 100.0)  # of a day
     now_signed(world)
     async with world.gateway("gateway-1") as one, world.gateway("gateway-2") as two:
         old = (await one.client.get("/v1/webhooks/secret")).json()["secret"]
         changed = (await one.client.post("/v1/webhooks/secret/rotate")).json()
-        assert (changed["version"], changed["previous_for_s"]) == (2, GRACE_S)
+        assert (changed["version"], changed["previous_for_s"]) == (2, 100.0)
         await settle()
         assert (await two.client.get("/v1/webhooks/secret")).json()["secret"] == changed["secret"] != old
         await world.ended(one)
         assert verified(old, world.receivers.tries[-1])
         assert verified(changed["secret"], world.receivers.tries[-1])
-        await world.clock.advance(GRACE_S + 1.0)
+        await world.clock.advance(101.0)
         now_signed(world)
         await world.ended(one)
         assert not verified(old, world.receivers.tries[-1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import threading
 from collections.abc import Iterable
 from functools import partial
 
@@ -11,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.webhooks.schedule import Failed, Told
-from gateway.webhooks.sending import GuardedSender, policy_of
+from gateway.webhooks.sending import GuardedSender, policy_of, resolve_apart
 from shared.errors import SettingsError
 from shared.guarded_http import GuardedHttp, Policy
 from shared.settings import Settings
@@ -119,6 +121,49 @@ async def test_a_name_that_turns_private_after_the_submit_is_refused_when_it_is_
             found = await GuardedSender(http).send(f"http://hooks.example:{port}/", BODY, HEADERS)
             assert found == Failed(error="hooks.example: not a public address", final=True)
         assert seen == []
+
+
+async def test_names_are_resolved_beside_the_loops_own_threads() -> None:
+    loop = asyncio.get_running_loop()
+    held, began = threading.Event(), [asyncio.Event() for _ in range(40)]
+
+    def occupy(started: asyncio.Event) -> None:
+        loop.call_soon_threadsafe(started.set)
+        held.wait(BOUND_S)
+
+    busy = [loop.run_in_executor(None, occupy, started) for started in began]
+    try:
+        async with asyncio.timeout(BOUND_S):
+            await began[0].wait()
+            assert "127.0.0.1" in await resolve_apart("localhost", 80)
+            assert await resolve_apart("127.0.0.1", 80) == ["127.0.0.1"]
+            for unknown in ("no-such-name.invalid", "a" * 70 + ".example"):
+                with pytest.raises((OSError, UnicodeError)):
+                    await resolve_apart(unknown, 80)
+    finally:
+        held.set()
+        await asyncio.gather(*busy)
+
+
+async def test_a_name_that_resolves_when_nobody_waits_any_more_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, asked = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> list[object]:
+        asked.set()
+        released.wait(BOUND_S)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    waiting = asyncio.ensure_future(resolve_apart("slow.example", 80))
+    await asyncio.to_thread(asked.wait, BOUND_S)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name == "webhook-dns":
+            await asyncio.to_thread(thread.join, BOUND_S)
+    await asyncio.sleep(0)
 
 
 def test_networks_are_a_setting_and_a_mistake_names_it() -> None:
