@@ -13,14 +13,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from msgspec import Struct
 
 from deploy import inspection, nats
+from deploy.bus_findings import credentials
 from deploy.client import Gateway, Unreachable
+from deploy.finding import Finding, State
 from deploy.inspection import EngineMissing
 from deploy.models import summary
 from deploy.options import FAILED, OK, print_json, settings_from
@@ -33,17 +34,8 @@ from workers.hub import repositories
 from workers.hub.pull import is_complete
 from workers.pool import Pool
 
-State = Literal["ok", "warning", "bad"]
 #: Bytes of free disk below which the queue and the outputs will soon be in need.
 _LITTLE_DISK = 5 * 10**9
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at."""
-
-    state: State
-    about: str
-    message: str
 
 
 def doctor(
@@ -67,6 +59,7 @@ def examine(settings: Settings, files: list[Path]) -> Iterator[Finding]:
     """Everything that there is to be said, the cheapest first."""
     yield Finding(state="ok", about="python", message=f"{sys.version.split()[0]} at {sys.executable}")
     yield from _broker(settings)
+    yield from credentials(settings, os.environ)
     yield from _folders(settings)
     yield _gateway(settings)
     devices: DevicesFound | None = None
@@ -103,8 +96,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 def _folders(settings: Settings) -> Iterator[Finding]:
     data = Path(settings.data_dir).expanduser().absolute()
     yield from _folder("data folder", data, private=True)
-    for name in ("nats-token", "nats.conf"):
-        file = data / name
+    for file in (data / "nats-token", data / "nats.conf", *sorted((data / "nats").rglob("*.nkey"))):
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             message = f"{file}: others can read it: chmod 600 {file}"
             yield Finding(state="bad", about="data folder", message=message)

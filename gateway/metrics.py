@@ -17,6 +17,7 @@ from gateway.live import Live
 from gateway.problems import status_of
 from shared.bus import Bus
 from shared.messages import State
+from shared.nats_bus.refusals import REFUSED
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -30,6 +31,7 @@ class Metrics:
         self._answers = Answers()
         self.registry.register(self._answers)
         self.registry.register(_Fleet(live, bus))
+        self.registry.register(REFUSED)
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from scheduler.state import CoreState
+from shared.nats_bus.refusals import REFUSED
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -14,6 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(REFUSED)
         self.jobs = Gauge("genfleet_scheduler_jobs", "Open jobs by state", ["state"], registry=self.registry)
         self.workers = Gauge(
             "genfleet_scheduler_workers", "Workers by what they say", ["state"], registry=self.registry

@@ -3,5 +3,6 @@ reads as such. Connections are never reused after a break, so that nothing refus
 """
 
 from shared.nats_bus.bus import NatsBus, connect
+from shared.nats_bus.connection import advice, knock
 
-__all__ = ["NatsBus", "connect"]
+__all__ = ["NatsBus", "advice", "connect", "knock"]

@@ -17,6 +17,7 @@ import msgspec
 import nkeys
 from msgspec import Struct
 from nats.errors import Error as NatsError
+from nats.errors import SecureConnRequiredError
 
 from shared.errors import BusError, BusUnavailable, NoResponders, NotPermitted, SettingsError
 from shared.nats_bus.client import DirectClient, Msg, Take
@@ -98,9 +99,50 @@ def tls_of(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def check_seed(settings: Settings) -> None:
+    """Refuse what is not the seed of an nkey.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not settings.nats_nkey:
+        return
+    try:
+        nkeys.from_seed(bytearray(settings.nats_nkey.encode()))
+    except (ValueError, nkeys.NkeysError) as error:
+        raise SettingsError(f"{variable('nats_nkey')}: not the seed of an nkey") from error
+
+
 def must_encrypt(settings: Settings) -> bool:
     """Whether nothing may be said to a server that does not encrypt."""
     return bool(settings.nats_ca) or all(url.strip().startswith("tls:") for url in settings.nats_url.split(","))
+
+
+async def knock(settings: Settings) -> str:
+    """Show a server these credentials and go again; its version.
+
+    Raises:
+        BusUnavailable: no server answers, or not to us; says why.
+        SettingsError: a certificate cannot be read, or the nkey is none.
+    """
+    connection = await Connection.open(settings, "knock", listens=False)
+    try:
+        return ".".join(map(str, connection.server_version))
+    finally:
+        await connection.close()
+
+
+def advice(error: BusUnavailable) -> str:
+    """What somebody should look at who was told that while a connection was made; empty if nothing is known."""
+    match error.__cause__:
+        case SecureConnRequiredError():
+            return f"it does not encrypt, and {variable('nats_ca')} or tls:// says that it must"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not by an authority of {variable('nats_ca')}, or not for that name"
+        case NatsError() as cause if type(cause) is NatsError:  # the server's own words at its door
+            return "it does not know what it was shown"
+        case _:
+            return ""
 
 
 class Connection:
@@ -126,11 +168,12 @@ class Connection:
         self._told_denied: set[str] = set()
 
     @classmethod
-    async def open(cls, settings: Settings, name: str, service: str = "admin") -> Connection:
+    async def open(cls, settings: Settings, name: str, service: str = "admin", *, listens: bool = True) -> Connection:
         """Connect once, to any of the servers.
 
         Args:
             service: whose answers these are: no other may listen to them.
+            listens: to answers; nothing can be asked without.
 
         Raises:
             BusUnavailable: no server answers, or not to us.
@@ -138,6 +181,7 @@ class Connection:
         """
         self = cls(service, encrypted=must_encrypt(settings))
         context = tls_of(settings)
+        check_seed(settings)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._client.connect(
@@ -162,16 +206,14 @@ class Connection:
                 inbox = self.inbox()
                 self._inbox = inbox + "."
                 self._own = f"{service}.{inbox.rpartition('.')[2]}"
-                self._client.listen(self._inbox + "*", self._answered)
-                if answers := reply_subject("worker.*.any", self._own):
+                if listens:
+                    self._client.listen(self._inbox + "*", self._answered)
+                if listens and (answers := reply_subject("worker.*.any", self._own)):
                     self._client.listen(answers + ".*", self._answered)
                 await self.settled()
         except (OSError, NatsError, TimeoutError) as error:
             await self.close()
             raise BusUnavailable(str(error) or type(error).__name__) from error
-        except (ValueError, nkeys.NkeysError) as error:
-            await self.close()
-            raise SettingsError(f"{variable('nats_nkey')}: not a seed: {type(error).__name__}") from error
         except BaseException:
             await self.close()
             raise

@@ -26,6 +26,7 @@ from shared.bus import Bus
 from shared.errors import BusError, BusUnavailable, NoResponders, NotPermitted
 from shared.nats_bus import connect
 from shared.nats_bus.connection import Connection
+from shared.nats_bus.refusals import REFUSED
 from shared.permissions import account_of, border
 from shared.topology import (
     ARCHIVE,
@@ -334,8 +335,10 @@ async def test_a_service_is_told_at_once_what_it_may_not_write(
 ) -> None:
     """A typed error, instead of a timeout and a line that nobody reads."""
     bus = house.gateway if service == "gateway" else house.scheduler
+    before = REFUSED.labels("publish")._value.get()
     with pytest.raises(NotPermitted, match=key.replace(".", r"\.")):
         await bus.bucket(bucket).put(key, b"forged")
+    assert REFUSED.labels("publish")._value.get() == before + 1
     await house.untouched()
 
 
