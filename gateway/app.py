@@ -103,7 +103,7 @@ def create_app(
         links=links,
         grants=GrantSigner(secret, clock.wall),
         folders=folders.roots(settings.input_folders),
-        openapi=document(VERSION, every_operation(dialects)),
+        openapi=document(VERSION, every_operation(dialects), webhooks.EVENTS),
     )
 
     @asynccontextmanager

@@ -102,6 +102,16 @@ def file_answers(kind: str) -> dict[int, Any]:
     return {200: kind, 206: kind, 302: None, 304: None}
 
 
+class Event(Struct, frozen=True, kw_only=True):
+    """What is posted to an address that a client named."""
+
+    name: str
+    summary: str
+    body: type[Struct]
+    #: The headers that come with it, by name and meaning.
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 def ref(kind: type[Struct]) -> Json:
     """A reference to that struct's schema."""
     return {"$ref": _REF.format(name=kind.__name__)}
@@ -129,10 +139,10 @@ PREFER = header(
 )
 
 
-def document(version: str, operations: Iterable[Operation]) -> bytes:
+def document(version: str, operations: Iterable[Operation], events: tuple[Event, ...] = ()) -> bytes:
     """The document as JSON."""
     found = tuple(operations)
-    structs: dict[Any, None] = {ProblemDetails: None}
+    structs: dict[Any, None] = dict.fromkeys((ProblemDetails, *(event.body for event in events)))
     for operation in found:
         structs |= dict.fromkeys((operation.refuses, *operation.mentions))
         for kinds in (operation.takes, *operation.answers.values()):
@@ -155,6 +165,7 @@ def document(version: str, operations: Iterable[Operation]) -> bytes:
                 "images. Every error is `application/problem+json` (RFC 9457).",
             },
             "paths": paths,
+            "webhooks": {event.name: {"post": _posted(event)} for event in events},
             "components": {
                 "schemas": components,
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -163,6 +174,16 @@ def document(version: str, operations: Iterable[Operation]) -> bytes:
             "security": [{"key": []}, {}],
         }
     )
+
+
+def _posted(event: Event) -> Json:
+    return {
+        "summary": event.summary,
+        "parameters": [{**header(name, meaning), "required": True} for name, meaning in event.headers],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(event.body)}}},
+        "responses": {"2XX": {"description": "Taken; nothing of the answer is read."}},
+        "security": [{}],
+    }
 
 
 def _described(operation: Operation, components: Json) -> Json:

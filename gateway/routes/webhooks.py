@@ -13,14 +13,14 @@ from gateway import ids
 from gateway.audit import note
 from gateway.auth import Role, caller_of, require, tenant_of
 from gateway.names import TENANT
-from gateway.openapi_writer import TEXT, Operation, query
+from gateway.openapi_writer import TEXT, Event, Operation, query
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem, bus_down, invalid
 from gateway.schema import WebhookView
 from gateway.uploads import read_json
 from gateway.webhooks.book import Known
 from gateway.webhooks.replay import Which
-from gateway.webhooks.schema import DeliveryList, DeliveryView, ReplayBody, ReplayView, SecretView
+from gateway.webhooks.schema import DeliveryList, DeliveryView, ReplayBody, ReplayView, SecretView, WebhookEvent
 from shared import guarded_http
 from shared.messages import TERMINAL, DeliveryState
 from shared.webhooks import receiver_of, shown
@@ -217,5 +217,17 @@ OPERATIONS = (
         words=(("job_id", "a job's id"),),
         answers={202: WebhookView},
         problems=(404, 409, 410, 503),
+    ),
+)
+EVENTS = (
+    Event(
+        name="job_ended",
+        summary="A job has ended; posted to its `webhook_url`, signed by Standard Webhooks, until it is taken.",
+        body=WebhookEvent,
+        headers=(
+            ("webhook-id", "of the event, the same at every try"),
+            ("webhook-timestamp", "of the try, in seconds since 1970"),
+            ("webhook-signature", "`v1,` and HMAC-SHA256 in base64; several are separated by spaces"),
+        ),
     ),
 )

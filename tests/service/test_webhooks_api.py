@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from time import time
 
 import httpx
+import jsonschema
 import pytest
 from msgspec.structs import replace
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -439,3 +440,14 @@ async def test_what_prometheus_sees(world: World) -> None:
         assert value("genfleet_webhooks", {"state": "pending"}) == 1.0
         assert value("genfleet_webhooks", {"state": "given_up"}) == 1.0
         assert value("genfleet_webhooks_oldest_seconds") == pytest.approx(4.0)
+
+
+async def test_the_document_describes_what_receivers_get(world: World) -> None:
+    async with world.gateway() as gw:
+        document = (await gw.client.get("/openapi.json")).json()
+        await world.ended(gw)
+        described = document["webhooks"]["job_ended"]["post"]
+        (told,) = world.receivers.tries
+        assert {parameter["name"] for parameter in described["parameters"]} == set(told.headers) - {"content-type"}
+        schema = described["requestBody"]["content"]["application/json"]["schema"]
+        jsonschema.validate(json.loads(told.body), {**schema, "components": document["components"]})
