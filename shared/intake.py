@@ -176,7 +176,7 @@ class Intake:
             for last in (False, True):
                 try:
                     return await self._asked(path, into, ask)
-                except (ConnectionError, BrokenPipeError) as error:
+                except ConnectionError as error:
                     # It went away, whyever: a new one gets the question, once.
                     if last:
                         raise IntakeDown(f"the process that decodes inputs ended: {error}") from error
@@ -186,15 +186,25 @@ class Intake:
 
     async def _asked(self, path: Path, into: Path | None, ask: Ask) -> None:
         await self.start()
-        assert self._control is not None
+        process, control = self._process, self._control
+        assert control is not None
+        try:
+            packets = await self._said(control, path, into, ask)
+        except ConnectionError:
+            async with self._starting:
+                if self._process is process:  # and not one that another question has started since
+                    await self._end()
+            raise
+        _judge(packets, ask)
+
+    async def _said(self, control: socket.socket, path: Path, into: Path | None, ask: Ask) -> list[bytes]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             ours.setblocking(False)
             with theirs:
                 theirs.setblocking(False)
-                _hand_over(self._control, decoding.encode(ask), path, into, theirs)
-            packets = await self._replies(ours)
-        _judge(packets, ask)
+                _hand_over(control, decoding.encode(ask), path, into, theirs)
+            return await self._replies(ours)
 
     async def _replies(self, reply: socket.socket) -> list[bytes]:
         loop = asyncio.get_running_loop()
@@ -205,7 +215,6 @@ class Intake:
                     packets.append(packet)
         except TimeoutError:
             # Not the child hangs but the process that should have killed it.
-            await self.close()
             raise ConnectionError("it does not answer") from None
         if not packets:
             raise ConnectionError("it ended without an answer")

@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 act = sys.argv.pop(1)
 from workers.intake import __main__ as intake, rehearsal, work
-import ctypes, os, signal, socket, time
+import ctypes, mmap, os, signal, socket, time
 from shared.decoding import Verdict
 parent = os.getpid()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,7 +62,6 @@ def thread(*_):
     return Verdict(refused="did: thread")
 
 def run_code(*_):
-    import mmap
     return said(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
 
 def connect(*_):

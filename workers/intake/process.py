@@ -121,6 +121,8 @@ def _child(ask: Ask, file: int, target: int, reply: int) -> None:
         into = open(_TARGET, "wb", buffering=1024 * 1024) if ask.make else None  # noqa: SIM115
         _say(work.answer(ask, source, into))
         status = 0
+    except MemoryError:
+        _say(Verdict(refused="it needs more memory to be decoded than is allowed"))
     except Exception as error:
         _say(Verdict(refused=f"it cannot be decoded: {type(error).__name__}"))
     finally:

@@ -26,8 +26,6 @@ def answer(ask: Ask, file: IO[bytes], target: IO[bytes] | None) -> Verdict:
         return Verdict(refused=str(error)[:MAX_MESSAGE])
     except _Unwritten as error:
         return Verdict(unwritten=str(error)[:MAX_MESSAGE])
-    except MemoryError:
-        return Verdict(refused="it needs more memory to be decoded than is allowed")
 
 
 def _decoded(ask: Ask, file: IO[bytes], target: IO[bytes] | None) -> Verdict:
