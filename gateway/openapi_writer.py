@@ -165,7 +165,7 @@ def document(version: str, operations: Iterable[Operation], events: tuple[Event,
                 "images. Every error is `application/problem+json` (RFC 9457).",
             },
             "paths": paths,
-            "webhooks": {event.name: {"post": _posted(event)} for event in events},
+            **({"webhooks": {event.name: {"post": _posted(event)} for event in events}} if events else {}),
             "components": {
                 "schemas": components,
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
