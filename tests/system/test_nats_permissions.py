@@ -1,4 +1,4 @@
-"""Row 27: what a worker's credentials must not do, tried with the credentials themselves on real servers.
+"""Row 27 and promise 5: what a worker's credentials must not do, tried with the credentials themselves on real servers.
 
 The worker is spoken for by a bare client, which may say whatever the protocol carries; the bus of genfleet would not
 let it. Every test runs on the oldest server that is supported and on the one that clusters need.
