@@ -97,6 +97,7 @@ def sound(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [playlist, concat, truncated, empty, sound])
 def test_what_is_no_clip_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Row 20 of the faults: a playlist named ``.mp4``, and nothing of what it names is opened."""
     make(tmp_path / "a.mp4")
     with pytest.raises((Rejected, InvalidRequest)) as caught:
         read_clip(tmp_path / "a.mp4", 64, 32, 8, 5)
