@@ -158,6 +158,7 @@ WEBHOOKS = BucketSpec(
     name="webhooks",
     holds="<tenant>: WebhookSecret, which of the tenant's secrets is in use",
     owners=("gateway",),
+    readers=("gateway",),
     max_bytes=4 * MiB,
 )
 
