@@ -41,8 +41,8 @@ class JobFiles(Protocol):
 class GrantedStore:
     """The way to what assignments grant: one client for all of them. ``close`` it."""
 
-    def __init__(self) -> None:
-        self._client: httpx.AsyncClient | None = None
+    def __init__(self, client: httpx.AsyncClient | None = None) -> None:
+        self._client = client
 
     def of(self, grants: FileGrants) -> JobFiles:
         """The files of the job with these grants."""
