@@ -10,7 +10,8 @@ from gateway.audit import Audit
 from gateway.auth import keyless
 from gateway.identity import Identity
 from gateway.jwt_tokens import tokens_of
-from gateway.keys import Keys, any_key
+from gateway.key_book import KeyBook, any_key
+from gateway.keys import Keys
 from gateway.sessions import Sessions
 from shared.bus import Batch, Bus
 from shared.clock import Clock
@@ -26,11 +27,12 @@ class Access:
         secret: of the deployment.
 
     Raises:
-        SettingsError: what identity providers' tokens need is not there.
+        SettingsError: the admin key cannot be one, or what an identity provider's tokens need is not there.
     """
 
     def __init__(self, bus: Bus, settings: Settings, clock: Clock, secret: str) -> None:
-        self.keys = Keys(bus, clock, secret, settings.admin_key)
+        self.keys = Keys(clock, secret, settings.admin_key)
+        self.key_book = KeyBook(bus, clock, self.keys)
         self.sessions = Sessions(self.keys, settings, clock, secret)
         self.audit = Audit(bus, clock)
         self._tokens = tokens_of(settings, clock)
@@ -45,7 +47,7 @@ class Access:
 
     def start(self) -> None:
         """Begin what goes on beside the requests."""
-        self._tasks.append(asyncio.create_task(self.keys.keep_books()))
+        self._tasks.append(asyncio.create_task(self.key_book.keep()))
         if self._tokens is not None and self.identity.needed:
             self._tasks.append(asyncio.create_task(self._tokens.keep_fresh()))
 

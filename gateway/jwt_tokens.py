@@ -13,25 +13,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import ipaddress
 import warnings
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import httpx
 import msgspec
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import ECKey, JWKRegistry, KeySet, OKPKey, RSAKey
+from joserfc.jwk import KeySet
 from msgspec import Struct
 
 from gateway.auth import Caller, Role, may
+from gateway.jwks import Fetch, JwksUnreadable, source, usable
 from gateway.names import TENANT
 from gateway.problems import Problem
 from shared.clock import Clock
-from shared.errors import GenfleetError, SettingsError
+from shared.errors import SettingsError
 from shared.messages import DEFAULT_TENANT
 from shared.settings import Settings
 from shared.telemetry import log
@@ -45,16 +40,12 @@ _LONGEST = 8192
 #: How often the keys are read again, and how often at most because a token named one that is not known.
 _FRESH_S = 600.0
 _AGAIN_S = 10.0
-_FETCH_S = 10.0
-_MAX_JWKS = 1024 * 1024
 #: A token is verified once, and then known by its digest for so long, unless the provider's keys change.
 _REMEMBERED_S = 60.0
 _REMEMBERED = 4096
 _BY = 128
 
 Claims = dict[str, object]
-#: Where the keys come from: the text of a JWKS.
-Fetch = Callable[[], Coroutine[Any, Any, bytes]]
 
 
 class _Header(Struct, frozen=True):
@@ -62,16 +53,7 @@ class _Header(Struct, frozen=True):
     kid: str = ""
 
 
-class _KeySet(Struct, frozen=True):
-    keys: list[dict[str, Any]]
-
-
 _header = msgspec.json.Decoder(_Header)
-_jwks = msgspec.json.Decoder(_KeySet)
-
-
-class JwksUnreadable(GenfleetError):
-    """The identity provider's keys cannot be read."""
 
 
 class Tokens:
@@ -142,7 +124,7 @@ class Tokens:
             text = await self._fetch()
             if text == self._text:
                 return
-            keys = _usable(text)
+            keys = usable(text)
         except JwksUnreadable as error:
             _LOG.error("the identity provider's keys cannot be read; those known before count on", error=str(error))
             return
@@ -220,79 +202,7 @@ def tokens_of(settings: Settings, clock: Clock) -> Tokens | None:
                 f"GENFLEET_{name.upper()} must be set with GENFLEET_JWT_JWKS_URL: else tokens made for others, or by "
                 "others, would be taken"
             )
-    return Tokens(settings, clock, _source(settings.jwt_jwks_url))
-
-
-def _source(url: str) -> Fetch:
-    parts = urlsplit(url)
-    match parts.scheme:
-        case "file" if parts.netloc in ("", "localhost"):
-            path = Path(unquote(parts.path))
-            return lambda: _from_file(path)
-        case "https" if parts.netloc:
-            return lambda: _from_web(url)
-        case "http" if _is_loopback(parts.hostname or ""):
-            return lambda: _from_web(url)
-        case _:
-            raise SettingsError(
-                "GENFLEET_JWT_JWKS_URL must be https://…, file:///…, or http:// on the loopback: who can change what "
-                "comes from there can make tokens"
-            )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def _from_file(path: Path) -> bytes:
-    try:
-        return await asyncio.to_thread(path.read_bytes)
-    except OSError as error:
-        raise JwksUnreadable(f"{path}: {error.strerror}") from error
-
-
-async def _from_web(url: str) -> bytes:
-    text = b""
-    try:
-        async with (
-            asyncio.timeout(_FETCH_S),
-            httpx.AsyncClient(follow_redirects=False, trust_env=urlsplit(url).scheme == "https") as client,
-            client.stream("GET", url, headers={"Accept": "application/json"}) as answer,
-        ):
-            if answer.status_code != 200:
-                raise JwksUnreadable(f"status {answer.status_code}")
-            async for chunk in answer.aiter_bytes():
-                text += chunk
-                if len(text) > _MAX_JWKS:
-                    raise JwksUnreadable("it is too long to be a set of keys")
-    except (httpx.HTTPError, TimeoutError) as error:
-        raise JwksUnreadable(str(error) or type(error).__name__) from error
-    return text
-
-
-def _usable(text: bytes) -> KeySet:
-    """The public keys for signatures in a JWKS; others in it are left out (RFC 7517, section 5)."""
-    try:
-        found = _jwks.decode(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise JwksUnreadable(f"not a JWKS: {error}") from error
-    keys: list[Any] = []
-    for data in found.keys:
-        if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
-            continue
-        try:
-            key = JWKRegistry.import_key(data)
-        except (JoseError, ValueError) as error:
-            _LOG.warning("a key of the identity provider is of no use", kid=str(data.get("kid")), error=str(error))
-            continue
-        if isinstance(key, RSAKey | ECKey | OKPKey):
-            keys.append(key)
-    if not keys:
-        raise JwksUnreadable("it holds no public key for signatures")
-    return KeySet(keys)
+    return Tokens(settings, clock, source(settings.jwt_jwks_url))
 
 
 def _kid(token: str) -> str | None:

@@ -96,10 +96,6 @@ class Sessions:
         caller = self._keys.of_session(claims.key, claims.fingerprint, claims.session)
         return None if caller is None else self._session(claims, caller, value)
 
-    async def end(self, session: Session) -> None:
-        """It is over, on every gateway. Raises ``Problem`` 503."""
-        await self._keys.end_session(session.id, session.until)
-
     def _session(self, claims: _Claims, caller: Caller, value: str) -> Session:
         csrf = self._mac(b"csrf", value.encode())[:16].hex()
         return Session(id=claims.session, caller=caller, until=claims.until, csrf=csrf)

@@ -30,11 +30,11 @@ async def create(request: AnyRequest) -> Response[bytes]:
     caller = require(request, Role.ADMIN)
     gateway = gateway_of(request)
     body = await read_json(request, _body, _MAX_BODY)
-    keys = gateway.access.keys
-    key = keys.fresh_id()
+    book = gateway.access.key_book
+    key = book.fresh_id()
     await note(gateway, caller, "key.create", key, f"tenant {body.tenant}, role {body.role}, name {body.name!r}")
     try:
-        made, text = await keys.create(
+        made, text = await book.create(
             key, tenant=body.tenant, role=Role(body.role), name=body.name, by=caller.by, expires_s=body.expires_s
         )
     except BusError:
@@ -60,7 +60,7 @@ async def rotate(request: AnyRequest, key_id: FromPath[str]) -> Response[bytes]:
     body = decode_json(given, _rotate) if given else RotateBody()
     gateway.access.keys.check(key_id)
     await note(gateway, caller, "key.rotate", key_id, f"the old secret is good for {body.grace_s:g} s more")
-    made, text = await gateway.access.keys.rotate(key_id, body.grace_s)
+    made, text = await gateway.access.key_book.rotate(key_id, body.grace_s)
     return answer(_made(gateway, made, text), 200, _UNKEPT)
 
 
@@ -71,7 +71,7 @@ async def revoke(request: AnyRequest, key_id: FromPath[str]) -> Response[bytes]:
     gateway = gateway_of(request)
     gateway.access.keys.check(key_id)
     await note(gateway, caller, "key.revoke", key_id)
-    key = await gateway.access.keys.revoke(key_id)
+    key = await gateway.access.key_book.revoke(key_id)
     return answer(_view(key, gateway.access.keys.used(key), gateway.access.keys.now()))
 
 

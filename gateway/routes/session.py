@@ -45,12 +45,12 @@ async def show(request: AnyRequest) -> Response[bytes]:
 @delete("/v1/session", status_code=204)
 async def end(request: AnyRequest) -> Response[None]:
     """The session is over, and its cookie is worth nothing."""
-    sessions = gateway_of(request).access.sessions
+    access = gateway_of(request).access
     session = session_of(request.scope)
     if session is None:
         raise Problem(409, "this request comes without a session's cookie")
-    await sessions.end(session)
-    return Response(None, status_code=204, cookies=[sessions.no_cookie()])
+    await access.key_book.end_session(session.id, session.until)
+    return Response(None, status_code=204, cookies=[access.sessions.no_cookie()])
 
 
 def _view(caller: Caller, session: Session | None, *, keyless: bool = False) -> CallerView:

@@ -18,7 +18,8 @@ from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 from msgspec.structs import replace
 
 from gateway.auth import Caller, Role
-from gateway.jwt_tokens import LEEWAY_S, JwksUnreadable, Tokens, highest, tokens_of
+from gateway.jwks import JwksUnreadable
+from gateway.jwt_tokens import LEEWAY_S, Tokens, highest, tokens_of
 from gateway.problems import Problem
 from shared.errors import SettingsError
 from shared.settings import Settings

@@ -14,10 +14,10 @@ from litestar.routes import HTTPRoute
 
 from gateway.access import check_somebody_may
 from gateway.app import create_app
-from gateway.keys import USES_S
+from gateway.key_book import USES_S
 from shared.artifacts import open_store
 from shared.errors import SettingsError
-from shared.messages import KeyUse, QueueControl, decode
+from shared.messages import ApiKey, KeyUse, QueueControl, decode
 from shared.settings import Settings
 from shared.topology import AUDIT, CONTROL, KEYS, QUEUE_CONTROL, api_key, key_use
 from tests.support.clock import FakeClock, settle
@@ -423,15 +423,26 @@ async def test_to_lift_a_job_over_the_others_is_an_operators(gw: GatewayUnderTes
     assert [await patched(user, 4), await patched(user, 6), await patched(operator, 6)] == [200, 403, 200]
 
 
-async def test_a_role_that_is_not_known_opens_nothing(gw: GatewayUnderTest) -> None:
-    made = await make(gw)
+async def test_an_entry_that_cannot_be_understood_opens_nothing_and_stops_nobody(gw: GatewayUnderTest) -> None:
+    made, other = await make(gw), await make(gw)
     bucket = gw.bus.bucket(KEYS.name)
     entry = await bucket.get(api_key(made["id"]))
     assert entry is not None
     assert entry.value is not None
-    await bucket.put(api_key(made["id"]), entry.value.replace(b'"user"', b'"emperor"'))
-    await settle()
-    assert await status(gw, made["key"]) == 401
+    hashed = decode(entry.value, ApiKey).hash.encode()
+    for bad in (
+        entry.value.replace(b'"user"', b'"emperor"'),
+        entry.value.replace(hashed, b"no hash"),
+        entry.value.replace(b'"api_key"', b'"later"'),
+        b"{",
+    ):
+        await bucket.put(api_key(made["id"]), bad)
+        await settle()
+        assert await status(gw, made["key"]) == 401
+        assert await status(gw, other["key"]) == 200
+        await bucket.put(api_key(made["id"]), entry.value)
+        await settle()
+        assert await status(gw, made["key"]) == 200
 
 
 async def test_metrics_can_be_open(broker: MemoryBroker, tmp_path: Path) -> None:
@@ -456,6 +467,7 @@ async def test_metrics_as_json_are_for_users(gw: GatewayUnderTest) -> None:
         (Settings(admin_key=ADMIN), "GENFLEET_SECRET must have at least 32"),
         (Settings(secret="short"), "GENFLEET_SECRET must have at least 32"),
         (Settings(auth="keys", admin_key="admin", secret="s" * 64), "GENFLEET_ADMIN_KEY must have at least 32"),
+        (Settings(admin_key="gf_0123456789abcdef_" + "A" * 43, secret="s" * 64), "GENFLEET_ADMIN_KEY: a key that"),
     ],
 )
 def test_keys_need_a_secret_that_is_one(broker: MemoryBroker, tmp_path: Path, settings: Settings, says: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.keys import USES_S
+from gateway.key_book import USES_S
 from shared.messages import SessionEnd, decode
 from shared.settings import Settings
 from shared.topology import KEYS
