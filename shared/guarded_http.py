@@ -34,6 +34,9 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: What ``ipaddress`` of Python 3.11 takes for public and is not: former relays of 6to4 (RFC 7526), documentation
+#: (RFC 9637), and the address at which Azure's hosts answer their guests, credentials included.
+_NOT_PUBLIC = tuple(ipaddress.ip_network(text) for text in ("192.88.99.0/24", "3fff::/20", "168.63.129.16/32"))
 _MAX_URL = 2048
 
 
@@ -101,6 +104,8 @@ def is_public(address: Address) -> bool:
             return is_public(inner)
         if address.is_site_local:
             return False
+    if any(address.version == network.version and address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 

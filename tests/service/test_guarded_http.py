@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import io
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 
 import httpcore
 import pytest
@@ -26,7 +28,9 @@ BOUND_S = 60.0
         "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1",
         "fd00:ec2::254", "fec0::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
-        "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2001:db8::1", "2001:0:7f00:1::1",
+        "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2001:db8::1", "2001:0:7f00:1::1", "64:ff9b:1::7f00:1", "::127.0.0.1",
+        "::ffff:0:127.0.0.1", "3fff::1", "5f00::1", "100::1", "2002:a9fe:a9fe::1", "192.88.99.1", "192.0.0.1",
+        "168.63.129.16", "100.100.100.200", "169.254.170.2", "203.0.113.1", "::ffff:169.254.169.254",
     ],
 )  # fmt: skip
 def test_what_is_not_public(address: str) -> None:
@@ -182,6 +186,59 @@ async def test_a_body_that_never_ends_is_cut_at_the_limit() -> None:
         assert len(file.getvalue()) <= 100_000
 
 
+async def test_a_body_that_drips_is_given_up_in_time() -> None:
+    """Each byte comes within the wait for one, all of them never."""
+    ended = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        gone = asyncio.ensure_future(reader.read())
+        with suppress(ConnectionError):
+            while not gone.done():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.wait((gone,), timeout=0.02)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        await asyncio.gather(gone, return_exceptions=True)
+        ended.set()
+
+    dripping = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with asyncio.timeout(BOUND_S), dripping:
+        url = f"http://127.0.0.1:{dripping.sockets[0].getsockname()[1]}/"
+        with pytest.raises(Unreachable, match=r"longer than 0\.3 s"):
+            await GuardedHttp(Policy(private=(HOME,), connect_s=BOUND_S, total_s=0.3)).fetch(url, io.BytesIO())
+        await ended.wait()
+
+
+async def test_thirty_redirects_are_too_many() -> None:
+    def answer(head: str) -> list[bytes]:
+        number = int(head.split("/")[1].split(" ")[0] or 0)
+        return said(b"end") if number == 30 else said(b"", "302 Found", f"Location: /{number + 1}")
+
+    async with asyncio.timeout(BOUND_S), server(answer) as (url, seen):
+        with pytest.raises(Refused, match="more than 5 redirects"):
+            await GuardedHttp(Policy(private=(HOME,))).fetch(f"{url}/0", io.BytesIO())
+        assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://user:word@127.0.0.1/", "//127.0.0.2/", "http://[::1]/", "gopher://127.0.0.1/", "data:text/plain,x",
+     "\\\\x", "http://2130706434/", "http://127.0.0.1:22222222/"],
+)  # fmt: skip
+async def test_a_redirect_is_judged_as_a_url_that_was_given(location: str) -> None:
+    def answer(_: str) -> list[bytes]:
+        return said(b"", "302 Found", f"Location: {location}")
+
+    async with asyncio.timeout(BOUND_S), server(answer) as (url, seen):
+        with pytest.raises((Refused, Unreachable)):
+            await GuardedHttp(Policy(private=(HOME,))).fetch(url, io.BytesIO())
+        assert len(seen) == 1
+
+
 async def test_a_declared_length_beyond_the_limit_is_refused_unread() -> None:
     async with asyncio.timeout(BOUND_S), server(lambda _: said(b"x" * 1000)) as (url, _):
         file = io.BytesIO()
@@ -194,6 +251,22 @@ async def test_a_compressed_answer_is_refused() -> None:
     async with asyncio.timeout(BOUND_S), server(lambda _: said(b"x", "200 OK", "Content-Encoding: gzip")) as (url, _):
         with pytest.raises(Refused, match="compressed"):
             await GuardedHttp(Policy(private=(HOME,))).fetch(url, io.BytesIO())
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate, gzip", "identity, gzip"])
+async def test_no_compressed_bomb_is_unpacked(coding: str) -> None:
+    bomb = gzip.compress(bytes(10_000_000))
+    async with (
+        asyncio.timeout(BOUND_S),
+        server(lambda _: said(bomb, "200 OK", f"Content-Encoding: {coding}")) as (
+            url,
+            _,
+        ),
+    ):
+        file = io.BytesIO()
+        with pytest.raises(Refused, match="compressed"):
+            await GuardedHttp(Policy(private=(HOME,))).fetch(url, file)
+        assert file.getvalue() == b""
 
 
 @pytest.mark.parametrize(("status", "kind"), [("404 Not Found", Refused), ("503 Busy", Unreachable)])
