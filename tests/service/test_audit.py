@@ -10,9 +10,9 @@ import pytest
 
 from shared.errors import BucketFull
 from shared.topology import AUDIT
-from tests.service.test_keys import ADMIN, SETTINGS, bearer, make
 from tests.support.clock import FakeClock, settle
 from tests.support.gateway import Fleet, GatewayUnderTest, gateway
+from tests.support.keys import ADMIN, SETTINGS, bearer, make
 from tests.support.memory_bus import MemoryBroker
 
 

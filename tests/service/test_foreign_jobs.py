@@ -16,9 +16,9 @@ from litestar.routes import HTTPRoute
 from shared.artifacts import open_store
 from shared.bus import Bucket
 from shared.topology import ARCHIVE, DELETED, JOBS, archive_key
-from tests.service.test_keys import SETTINGS, bearer, make
 from tests.support.clock import FakeClock, settle
 from tests.support.gateway import Fleet, GatewayUnderTest, gateway
+from tests.support.keys import SETTINGS, bearer, make
 from tests.support.memory_bus import MemoryBroker
 
 UNKNOWN = "0123456789abcdef" * 2

@@ -14,9 +14,9 @@ from gateway.key_book import USES_S
 from shared.messages import SessionEnd, decode
 from shared.settings import Settings
 from shared.topology import KEYS
-from tests.service.test_keys import ADMIN, SETTINGS, bearer, make
 from tests.support.clock import FakeClock, settle
 from tests.support.gateway import GatewayUnderTest, Stream, gateway
+from tests.support.keys import ADMIN, SETTINGS, bearer, make
 from tests.support.memory_bus import MemoryBroker
 
 COOKIE = "genfleet_session"
