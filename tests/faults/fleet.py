@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 from deploy import nats
+from deploy.nats_credentials import Credentials
 from deploy.ports import free_port
 from shared.settings import Settings, to_environ
 from tests.faults.plan import Blow, Fault, Target
@@ -67,9 +68,11 @@ class BareFleet:
         self._repairs: dict[asyncio.Task[None], Callable[[], None]] = {}
         self._exit = AsyncExitStack()
         self._nats_port = free_port("127.0.0.1")
+        self._credentials = Credentials(folder / "nats")
+        self._credentials.make(f"pool-{number}" for number in range(pools))
         self.settings = Settings(
             nats_url=f"nats://127.0.0.1:{self._nats_port}",
-            nats_token=secrets.token_hex(16),
+            nats_nkey=self._seed("admin"),
             artifacts=str(folder / "artifacts"),
             lease_s=LEASE_S,
             assign_timeout_s=1.0,
@@ -133,8 +136,9 @@ class BareFleet:
 
     async def _start_broker(self) -> None:
         config = self.folder / "nats.conf"
-        store, token = self.folder / "jetstream", self.settings.nats_token
-        config.write_text(nats.config(port=self._nats_port, store_dir=store, token=token))
+        accounts = self._credentials.accounts_file.read_text()
+        store = self.folder / "jetstream"
+        config.write_text(nats.config(port=self._nats_port, store_dir=store, accounts=accounts))
         binary = await asyncio.to_thread(nats.ensure, Path(".tools"))
         await self._own(Target.NATS, "nats", [str(binary), "-c", str(config)], {})
 
@@ -142,8 +146,17 @@ class BareFleet:
         name = f"{target}-{number}"
         proxy = await self._exit.enter_async_context(Proxy(self._nats_port))
         self._proxies[name] = proxy
-        given = {**to_environ(self.settings), "GENFLEET_NATS_URL": f"nats://127.0.0.1:{proxy.port}", **more}
+        given = {
+            **to_environ(self.settings),
+            "GENFLEET_NATS_URL": f"nats://127.0.0.1:{proxy.port}",
+            "GENFLEET_NATS_NKEY": self._seed(str(target), more.get("GENFLEET_WORKER", "")),
+            **more,
+        }
         await self._own(target, name, [sys.executable, "-m", module], given)
+
+    def _seed(self, service: str, worker: str = "") -> str:
+        """What that service shows the broker, and no other."""
+        return self._credentials.seed_file(service, worker).read_text().strip()
 
     def _pool(self, name: str, capacity: int) -> dict[str, str]:
         path = self.folder / f"{name}.toml"
