@@ -105,11 +105,13 @@ class Replays:
     async def _made(self, which: Which) -> AsyncGenerator[Delivery, None]:
         """What ``delivered`` has of those: read for this request and not kept; one request at a time does so."""
         keys = delivery_key(which.tenant or "*", which.job or "*")
+        # What is delivered from now on is not asked for: it may be what this very request brought about.
+        mark = await self._delivered.put(DELIVERED_MARK, b"")
         batches = cast("AsyncGenerator[Batch, None]", self._delivered.follow(keys))
         async with aclosing(batches):
             async for batch in batches:
                 for entry in batch.entries:
-                    delivery = decoded(entry, Delivery) if entry.key != DELIVERED_MARK else None
+                    delivery = decoded(entry, Delivery) if entry.revision < mark else None
                     recent = which.since_s is None or self._broker_clock.since(entry.timestamp) <= which.since_s
                     if delivery is not None and recent and which.means(delivery):
                         yield delivery

@@ -18,7 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from gateway.routes.webhooks import ALL
 from gateway.webhooks import replay, secret_versions
 from gateway.webhooks.schedule import Failed
-from shared.topology import DELIVERIES, JOBS
+from shared.bus import Batch
+from shared.topology import DELIVERED, DELIVERIES, JOBS
 from tests.support.clock import settle
 from tests.support.gateway import GatewayUnderTest
 from tests.support.webhooks import HOUR_S, OTHER, SETTINGS, URL, Try, World, says, webhook
@@ -379,6 +380,30 @@ async def test_operators_have_many_delivered_once_more_and_it_is_written_down(wo
         noted = [act for act in acts if act["action"] == "webhooks.replay"]
         assert len(noted) == 8
         assert {act["target"] for act in noted} == {"nobody", "acme", "other", ALL}
+
+
+async def test_what_a_request_has_delivered_once_more_is_not_asked_for_again_by_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.gateway() as gw:
+        jobs = [await world.ended(gw) for _ in range(3)]
+        bucket = gw.parts.webhooks.replays._delivered
+        follow = bucket.follow
+
+        async def piecemeal(keys: str = ">", after: int | None = None) -> AsyncIterator[Batch]:
+            """As from a real broker that is slower than the receivers: what comes meanwhile comes along."""
+            async for batch in follow(keys, after):
+                for entry in batch.entries:
+                    yield Batch((entry,))
+                    await settle()
+                changed = [found for found in world.broker.streams[DELIVERED.name].last.values() if found.value]
+                yield Batch(tuple(changed), caught_up=True)
+
+        monkeypatch.setattr(bucket, "follow", piecemeal)
+        answer = (await gw.client.post("/v1/webhooks/replay", json={"state": "delivered"})).json()
+        await settle()
+        assert answer == {"replayed": 3, "all": True}
+        assert sorted(world.receivers.ids()) == sorted(2 * [f"msg_{job}" for job in jobs])
 
 
 async def test_more_than_one_request_takes_are_said_to_be_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
