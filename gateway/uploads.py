@@ -4,7 +4,6 @@ them into the artifact store under their own content's hash."""
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 import tempfile
@@ -278,6 +277,6 @@ def from_data_uri(uri: str, field: str, stack: ExitStack) -> Upload:
         raise InvalidRequest("a data URI must be data:<type>;base64,…", field)
     try:
         data = base64.b64decode(uri[head.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidRequest("not base64", field) from error
     return from_bytes(data, field, stack)

@@ -40,10 +40,10 @@ def inspect(file: IO[bytes], field: str, allowed: frozenset[str] = IMAGES | VIDE
     """
     file.seek(0)
     media_type = _type(file.read(16))
+    file.seek(0)
     if media_type not in allowed:
         names = ", ".join(sorted(allowed))
         raise InvalidRequest(f"not a file of these types: {names}", field)
-    file.seek(0)
     try:
         width, height = _sides(file, media_type)
     except (ValueError, IndexError):
