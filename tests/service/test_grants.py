@@ -97,7 +97,7 @@ async def test_other_files_are_not_granted(files: JobFiles, tmp_path: Path) -> N
 
 
 async def test_no_grant_opens_anything_else(gw: GatewayUnderTest, grants: FileGrants) -> None:
-    """Not another job's files, another epoch's, another tenant's inputs, or another method."""
+    """Row 27 of the faults: not another job's files, another epoch's, another tenant's inputs, or another method."""
     client, before = gw.client, await keys(gw.artifacts)
     write, read = grants.writes["0.mp4"], grants.reads[PHOTO]
     tries = [
