@@ -168,10 +168,24 @@ def document(version: str, operations: Iterable[Operation], events: tuple[Event,
             **({"webhooks": {event.name: {"post": _posted(event)} for event in events}} if events else {}),
             "components": {
                 "schemas": components,
-                "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+                "securitySchemes": {
+                    "key": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "a key, or a provider's token",
+                    },
+                    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "a key"},
+                    "session": {
+                        "type": "apiKey",
+                        "in": "cookie",
+                        "name": "genfleet_session",
+                        "description": "begun by `POST /v1/session`; whatever changes something needs the header "
+                        "`X-CSRF-Token` too. Over HTTPS its name is `__Host-genfleet`.",
+                    },
+                },
             },
             # A gateway may ask for none.
-            "security": [{"key": []}, {}],
+            "security": [{"key": []}, {"header": []}, {"session": []}, {}],
         }
     )
 
