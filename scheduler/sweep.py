@@ -127,6 +127,8 @@ class Sweep:
             if by_job or inputs:
                 await self._strike(bucket, by_job, inputs)
         await self._remove([key for keys in by_job.values() for key in keys] + list(inputs))
+        if self._leads() and (dropped := await self._artifacts.drop_unfinished(await self._store_now() - OLD_S)):
+            _LOG.info("swept_unfinished", writes=dropped)
         return more
 
     async def _candidates(self) -> tuple[dict[tuple[str, int], list[str]], set[str], bool]:

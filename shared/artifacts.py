@@ -26,9 +26,10 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from shared.errors import ArtifactError, ArtifactNotFound, InvalidKey
-from shared.folder import put_small
+from shared.folder import drop_staged, put_small
 from shared.pictures import media_type_of
 from shared.s3 import LONGEST_S, S3Options, attributes, open_bucket, put_in_parts
+from shared.s3_uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,11 +70,15 @@ class Artifacts:
     #: Where the keys lie, if it is a folder.
     _folder = ""
 
-    def __init__(self, store: LocalStore | S3Store, signing: S3Store | None = None) -> None:
+    def __init__(
+        self, store: LocalStore | S3Store, signing: S3Store | None = None, uploads: Uploads | None = None
+    ) -> None:
         """
         Args:
             signing: the same bucket as clients reach it.
+            uploads: of the bucket, that are not finished.
         """
+        self._uploads = uploads
         self._store = store
         self._signing = signing
         if isinstance(store, LocalStore):
@@ -264,6 +269,14 @@ class Artifacts:
             await asyncio.gather(*(self.delete(key) for key in keys[first : first + _DELETES]))
         return len(keys)
 
+    async def drop_unfinished(self, before: float) -> int:
+        """Remove what is left of writes that began before that moment (seconds since 1970, by the store's clock) and
+        never ended, because their process died; how many there were."""
+        if self._folder:
+            with _translated(self._folder):
+                return await asyncio.to_thread(drop_staged, self._folder, before)
+        return await self._uploads.abort(before) if self._uploads is not None and self._uploads.can_ask else 0
+
     async def list(self, prefix: str = "") -> AsyncIterator[Stored]:
         """Everything below a prefix of whole tokens, in no order; ``""`` is everything."""
         prefix = prefix.removesuffix("/")
@@ -289,7 +302,8 @@ def open_store(location: str, s3: S3Options | None = None) -> Artifacts:
     with _translated(location):
         if location.startswith("s3://"):
             options = s3 or S3Options()
-            return Artifacts(open_bucket(location, options), open_bucket(location, options, public=True))
+            signing = open_bucket(location, options, public=True)
+            return Artifacts(open_bucket(location, options), signing, Uploads(location, options))
         if "://" in location:
             raise ArtifactError(f"{location}: an artifact store is a folder or s3://bucket/prefix")
         folder = Path(location).expanduser().absolute()

@@ -1,5 +1,5 @@
 """A small file into a folder, here and now: the way of the artifact store's folder that is taken thousands of times a
-second."""
+second; and what remains of files whose writer died."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def put_small(folder: str, key: str, data: bytes) -> float | None:
             os.unlink(staged)
         raise
     return modified
+
+
+def drop_staged(folder: str, before: float) -> int:
+    """Remove staged files that were last written before that moment (seconds since 1970): nobody will rename them any
+    more, and no list shows them. How many."""
+    dropped = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if "#" not in name:
+                continue
+            path = os.path.join(root, name)
+            with suppress(FileNotFoundError):
+                if os.stat(path, follow_symlinks=False).st_mtime < before:
+                    os.unlink(path)
+                    dropped += 1
+    return dropped

@@ -127,6 +127,17 @@ def attributes(key: str, media_type: str) -> dict[str, str]:
     return said
 
 
+def base_of(endpoint: str, bucket: str, path_style: bool) -> str:
+    """Where a bucket answers: its keys follow after a slash."""
+    parts = urlsplit(endpoint)
+    host, path = parts.netloc, parts.path.rstrip("/")
+    if path_style:
+        path = f"{path}/{bucket}"
+    else:
+        host = f"{bucket}.{host}"
+    return urlunsplit((parts.scheme, host, path, "", ""))
+
+
 def _endpoint(endpoint: str, bucket: str, options: S3Options) -> str:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from shared.artifacts import Artifacts, open_store
+from shared.errors import ArtifactError
+from shared.grants import BY_GRANTS
 from shared.s3 import S3Options
 from shared.settings import Settings
 
 
 def open_artifacts(settings: Settings) -> Artifacts:
-    """The store that the settings name. Raises as ``open_store``."""
+    """The store that the settings name. Raises as ``open_store``; also for a worker's ``grants``, which is none."""
+    if settings.artifacts == BY_GRANTS:
+        raise ArtifactError("GENFLEET_ARTIFACTS=grants is for workers: gateways and schedulers need the store itself")
     return open_store(
         settings.artifacts,
         S3Options(

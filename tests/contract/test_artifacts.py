@@ -275,6 +275,34 @@ async def test_a_file_that_nobody_needs_any_more_is_taken(store: Artifacts, tmp_
         await store.take_file("a/b", tmp_path / "nothing")
 
 
+async def test_what_a_dead_writer_left_in_a_folder_is_dropped_once_it_is_old(folder: Path) -> None:
+    store = open_store(str(folder))
+    await store.put("a/b", b"whole")
+    (folder / "a" / "c#17").write_bytes(b"half")
+    os.utime(folder / "a" / "c#17", (1000, 1000))
+    (folder / "a" / "d#18").write_bytes(b"still being written")
+    assert await store.drop_unfinished(999.0) == 0
+    assert await store.drop_unfinished(1001.0) == 1
+    assert files_in(folder) == ["a/b", "a/d#18"]
+
+
+async def test_what_a_dead_writer_left_in_a_bucket_is_dropped_once_it_is_old(s3: S3Server) -> None:
+    location = s3.location()
+    store = open_store(location, s3.options)
+    await store.put("a/b", b"whole")
+    bucket, _, prefix = location.removeprefix("s3://").partition("/")
+    for path in (f"{prefix}/a/c", f"{prefix}/inputs/default/d", "another/a"):
+        assert s3.ask("POST", f"/{bucket}/{path}?uploads").status_code == 200
+    began = 1289422113.0  # moto gives every upload this date
+    assert await store.drop_unfinished(began) == 0
+    assert await store.drop_unfinished(began + 1) == 2
+    assert s3.unfinished(location) == ["another/a"]  # it is not ours
+    assert [stored.key async for stored in store.list()] == ["a/b"]
+    s3.broken = True
+    with pytest.raises(ArtifactError, match="answered 503"):
+        await store.drop_unfinished(began)
+
+
 async def test_a_file_that_is_not_there_cannot_be_put(store: Artifacts, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await store.put_file("a/b", tmp_path / "nothing")
