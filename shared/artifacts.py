@@ -69,6 +69,8 @@ class Artifacts:
 
     #: Where the keys lie, if it is a folder.
     _folder = ""
+    _signing: S3Store | None = None
+    _uploads: Uploads | None = None
 
     def __init__(
         self, store: LocalStore | S3Store, signing: S3Store | None = None, uploads: Uploads | None = None
