@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from itertools import pairwise
@@ -9,14 +10,16 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
+from gateway.live import Known
 from gateway.webhooks.dispatcher import HEAD_START_S
-from gateway.webhooks.schedule import Failed
+from gateway.webhooks.schedule import Failed, Verdict
 from shared import lifecycle
+from shared.errors import BucketFull, BusUnavailable
 from shared.messages import DeliveryState, encode
-from shared.topology import DELIVERED, DELIVERED_MARK, DELIVERIES, delivery_key
+from shared.topology import ARCHIVE, DELIVERED, DELIVERED_MARK, DELIVERIES, JOBS, archive_key, delivery_key
 from tests.support.clock import settle
 from tests.support.memory_bus import Write
-from tests.support.webhooks import CLAIM_S, HOUR_S, OTHER, SETTINGS, URL, World, says, webhook
+from tests.support.webhooks import CLAIM_S, HOUR_S, OTHER, SETTINGS, URL, Try, World, says, webhook
 
 # --- one gateway -----------------------------------------------------------------------------------------------------
 
@@ -393,3 +396,75 @@ async def test_a_full_bucket_refuses_jobs_with_webhooks_and_no_others(world: Wor
         await gw.submit()
         await world.clock.advance(11.0)  # there is room
         await gw.submit(webhook_url=URL)
+
+
+# --- faults of our own -----------------------------------------------------------------------------------------------
+
+
+async def test_a_fault_in_sending_costs_a_try_and_nothing_else(world: World) -> None:
+    def broken(_: Try) -> Verdict:
+        raise ValueError("a fault of ours")
+
+    world.receivers.answers[URL] = broken
+    async with world.gateway() as gw:
+        job = await world.ended(gw)
+        fine = await world.ended(gw, OTHER)
+        shown = await webhook(gw, job)
+        assert (shown["state"], shown["tries"], shown["last_error"]) == ("pending", 1, "it could not be made or sent")
+        assert world.only_delivered(fine)
+        world.receivers.answers.clear()
+        await world.clock.advance(30.0)
+        assert world.only_delivered(job)
+
+
+async def test_no_room_to_remember_what_was_delivered_costs_no_second_try(world: World) -> None:
+    def full(write: Write) -> None:
+        if write.bucket == DELIVERED.name and write.key != DELIVERED_MARK:
+            raise BucketFull(DELIVERED.name)
+
+    async with world.gateway() as gw:
+        world.broker.before_write = full
+        job = await world.ended(gw)
+        await world.clock.advance(HOUR_S)
+        assert world.receivers.ids() == [f"msg_{job}"]
+        assert world.open(job) is None
+        assert (await webhook(gw, job))["state"] == "delivered"
+
+
+async def test_a_record_that_cannot_be_read_just_now_costs_no_try(world: World) -> None:
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway("gateway-1") as one:
+        job = await world.ended(one)
+        record = world.broker.streams[JOBS.name].last[job]
+        await one.bus.bucket(ARCHIVE.name).create(archive_key("default", job), record.value or b"")
+        await one.bus.bucket(JOBS.name).delete(job)  # from now on every look at it asks the bus
+        await settle()
+        find, asked = one.parts.live.find, 0
+
+        async def failing(job: str, tenant: str) -> Known:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise BusUnavailable
+            return await find(job, tenant)
+
+        one.parts.live.find = failing  # type: ignore[method-assign]
+        world.receivers.answers.clear()
+        await world.clock.advance(30.0)
+        assert asked == 2
+        assert len(world.receivers.tries) == 2
+        assert json.loads(world.receivers.tries[-1].body)["data"]["state"] == "succeeded"
+        assert world.only_delivered(job)
+
+
+async def test_what_the_bucket_forgets_by_its_age_is_forgotten(world: World) -> None:
+    world.receivers.answers[URL] = says(410)
+    async with world.gateway() as gw:
+        await world.ended(gw)
+        book = gw.parts.live.deliveries
+        book.prune()
+        assert len(book.open) == len(book.keys) == 1
+        (key, known), age = next(iter(book.open.items())), DELIVERIES.ttl_s or 0.0
+        book.open[key] = dataclasses.replace(known, written=known.written - age - 1.0)
+        book.prune()
+        assert len(book.open) == len(book.keys) == 0
