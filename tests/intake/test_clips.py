@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shared.decoding import How, Make
 from shared.errors import InvalidRequest
+from shared.intake import Intake, Rejected
+from shared.media import VIDEOS
 from tests.support.films import film, near
 from tests.support.framed import read_clip
+from tests.support.http_server import said, server
 from workers.engine.stages.mux import Mp4Writer
 from workers.intake import clips
-from workers.intake.pictures import Rejected
+from workers.intake.pictures import Rejected as Refused
 
 
 def test_frames_come_as_they_are_at_their_own_rate(tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def sound(path: Path) -> None:
 def test_what_is_no_clip_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     """Row 20 of the faults: a playlist named ``.mp4``, and nothing of what it names is opened."""
     make(tmp_path / "a.mp4")
-    with pytest.raises((Rejected, InvalidRequest)) as caught:
+    with pytest.raises((Refused, InvalidRequest)) as caught:
         read_clip(tmp_path / "a.mp4", 64, 32, 8, 5)
     assert str(tmp_path) not in str(caught.value)
 
@@ -107,11 +113,59 @@ def test_what_is_no_clip_is_refused(tmp_path: Path, make: Callable[[Path], None]
 def test_a_clip_beyond_the_limits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.mp4")
     monkeypatch.setattr(clips, "MAX_RATE", 1)
-    with pytest.raises(Rejected, match="frames a second"):
+    with pytest.raises(Refused, match="frames a second"):
         read_clip(path, 64, 32, 8, 9)
     monkeypatch.setattr(clips, "MAX_PIXELS", 64 * 32 - 1)
-    with pytest.raises(Rejected, match="64×32"):
+    with pytest.raises(Refused, match="64×32"):
         read_clip(path, 64, 32, 8, 9)
     monkeypatch.setattr(clips, "CODECS", frozenset({"av1"}))
-    with pytest.raises(Rejected, match="codec"):
+    with pytest.raises(Refused, match="codec"):
         read_clip(path, 64, 32, 8, 9)
+
+
+def with_a_head(path: Path, text: str) -> None:
+    """What a player of playlists would still read, behind the mark of an mp4."""
+    path.write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + text.encode())
+
+
+def with_a_reference(path: Path, text: str) -> None:
+    """An mp4 whose samples are said to lie elsewhere (ISO/IEC 14496-12, ``dref``)."""
+    film(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"url \0\0\0\1")
+    # "alis", the older kind, is what the library follows where it may; not in this file, says the flag.
+    data[at : at + 8] = b"alis\0\0\0\0"
+    path.write_bytes(bytes(data) + text.encode())
+
+
+ELSEWHERE = (
+    "#EXTM3U\n#EXTINF:1,\n{url}/x.ts\n",
+    "ffconcat version 1.0\nfile {url}/x.mp4\n",
+    "ffconcat version 1.0\nfile /etc/passwd\n",
+    "<MPD><Period><AdaptationSet><BaseURL>{url}/</BaseURL></AdaptationSet></Period></MPD>",
+    "{url}/x.mp4",
+)
+
+
+@pytest.mark.parametrize("make", [with_a_head, with_a_reference, lambda path, text: path.write_text(text)])
+async def test_nothing_in_a_clip_makes_anything_be_fetched(tmp_path: Path, make: Callable[[Path, str], None]) -> None:
+    """Row 20 of the faults: playlists of every kind, whatever they are called, and references to other files."""
+    wanted = Make(how=How.COVER, width=64, height=32, frames=3, fps=8)
+    source, into = tmp_path / "a.mp4", tmp_path / "f"
+    intake = Intake()
+    async with server(lambda _: said(b"")) as (url, seen):
+        for text in ELSEWHERE:
+            await asyncio.to_thread(make, source, text.format(url=url))
+            with suppress(Rejected):
+                await intake.check(source, "video", VIDEOS)
+            with suppress(Rejected):
+                await intake.make(source, into, "video", VIDEOS, wanted)
+                assert make is with_a_reference  # which is not followed: the frames are those of the file itself
+        await intake.close()
+        assert seen == []
+
+
+def test_no_protocol_is_left_to_the_library(tmp_path: Path) -> None:
+    """Were a name to reach it, it could not open it."""
+    with pytest.raises(av.FFmpegError):
+        av.open(str(film(tmp_path / "a.mp4")), options=dict(clips._OPTIONS))
