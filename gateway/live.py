@@ -93,6 +93,7 @@ class Live:
         self._departed = Departed(self.retained, clock)
         #: By job and the worker that says it: only that of the worker which has the job counts.
         self._progress: dict[str, dict[str, Progress]] = {}
+        self._previews: dict[str, dict[str, Progress]] = {}
         self.deliveries = Book(bus, clock, self.broker_clock)
         #: Told of every job that is seen to have ended.
         self.on_end: Callable[[JobRecord], None] = _ignored
@@ -190,6 +191,10 @@ class Live:
             feed = self.streams.feed(job)
             if feed is not None and concerns(progress, feed.record):
                 feed.progressed(progress)
+            if progress.preview:
+                self._previews.setdefault(job, {})[progress.worker] = progress
+                if feed is not None and self.preview_of(feed.record) is progress:
+                    feed.previewed(progress)
 
     def take(self, entry: Entry) -> None:
         """A job's entry, from the follower or read: known from now on, unless something newer is."""
@@ -228,6 +233,7 @@ class Live:
         self.waiting.changed(record)
         if record.state in TERMINAL:
             self._progress.pop(record.id, None)
+            self._previews.pop(record.id, None)
             if before is None or before.record.state not in TERMINAL:
                 self.on_end(record)
         feed = self.streams.feed(record.id)
@@ -279,6 +285,7 @@ class Live:
             self.accounts.stored.remove(known.record.tenant, kept(known.record))
             self.waiting.forget(job)
         self._progress.pop(job, None)
+        self._previews.pop(job, None)
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
@@ -329,12 +336,17 @@ class Live:
             return None
         record = known.record
         queue = self.place(record) if record.state is State.QUEUED else None
-        return Now(record, self.progress_of(record), queue)
+        return Now(record, self.progress_of(record), queue, self.preview_of(record))
 
     def progress_of(self, record: JobRecord) -> Progress | None:
         """How far the job's present attempt is."""
         progress = self._progress.get(record.id, {}).get(record.worker or "")
         return progress if concerns(progress, record) else None
+
+    def preview_of(self, record: JobRecord) -> Progress | None:
+        """The newest picture of the job's present attempt."""
+        seen = self._previews.get(record.id, {}).get(record.worker or "")
+        return seen if concerns(seen, record) else None
 
     def place(self, record: JobRecord) -> QueueView:
         """A queued job's place, why it waits there, and when a worker may take it."""

@@ -118,8 +118,8 @@ def operations() -> tuple[Operation, ...]:
             name="watch_job",
             tag="jobs",
             summary=(
-                "Watch a job. Server-sent events: `transition` (with an id), `progress` and `queue` (without), "
-                "`deleted`; ends after the terminal transition."
+                "Watch a job. Server-sent events: `transition` (with an id), `progress`, `queue` and `preview` "
+                "(without), `deleted`; ends after the terminal transition."
             ),
             parameters=(_ID, header("Last-Event-ID", "go on after the transition with this index")),
             answers={200: "text/event-stream", 204: None},

@@ -244,6 +244,16 @@ class ProgressView(Struct, frozen=True, kw_only=True):
     fraction: float
 
 
+class PreviewView(Struct, frozen=True, kw_only=True):
+    """A look at a running job after so many steps: a small picture of one frame, in base64."""
+
+    epoch: int
+    step: int
+    total_steps: int
+    media_type: str = "image/jpeg"
+    image: str
+
+
 class QueueView(Struct, frozen=True, kw_only=True):
     """Where a queued job stands among those of its model if every tenant has its share (1 is next), in how many seconds
     it may start and how far such estimates were off of late, and what it waits for: `next`, `jobs_ahead`, `held`,

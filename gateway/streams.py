@@ -1,8 +1,8 @@
 """From one follower to many event streams.
 
 A client costs one ``Subscriber``: a cursor into the record's own transition log, and one slot each for the latest
-progress and queue position. Nothing is queued per client, so one that reads slowly holds no memory: it gets fewer
-progress events, and every transition, because those are read from the log when it is ready for them. Events are
+progress, queue position and preview. Nothing is queued per client, so one that reads slowly holds no memory: it gets
+fewer progress events, and every transition, because those are read from the log when it is ready for them. Events are
 encoded once per job, not per client.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from gateway.schema import QueueView
-from gateway.views import progress_event, queue_event, transition_event
+from gateway.views import preview_event, progress_event, queue_event, transition_event
 from shared.messages import TERMINAL, JobRecord, Progress, State
 
 HEARTBEAT = b": alive\n\n"
@@ -32,6 +32,7 @@ class Subscriber:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     progress: bytes | None = None
     queue: bytes | None = None
+    preview: bytes | None = None
     heartbeat: bool = False
 
 
@@ -42,6 +43,8 @@ class Now:
     record: JobRecord
     progress: Progress | None
     queue: QueueView | None
+    #: Of its present attempt; the latest that has a picture.
+    preview: Progress | None = None
 
 
 class Feed:
@@ -71,6 +74,13 @@ class Feed:
         event = progress_event(progress, self.record.request.n)
         for subscriber in self.subscribers:
             subscriber.progress = event
+            subscriber.wake.set()
+
+    def previewed(self, progress: Progress) -> None:
+        """There is a new picture of it."""
+        event = preview_event(progress)
+        for subscriber in self.subscribers:
+            subscriber.preview = event
             subscriber.wake.set()
 
     def queued(self, queue: QueueView) -> None:
@@ -157,6 +167,7 @@ class Streams:
         if now.progress is not None:
             subscriber.progress = progress_event(now.progress, now.record.request.n)
         subscriber.queue = None if now.queue is None else queue_event(now.queue)
+        subscriber.preview = None if now.preview is None else preview_event(now.preview)
         feed.subscribers.add(subscriber)
         self.clients += 1
         try:
@@ -171,9 +182,11 @@ class Streams:
                     events += subscriber.queue
                 if subscriber.progress is not None:
                     events += subscriber.progress
+                if subscriber.preview is not None:
+                    events += subscriber.preview
                 if not events and subscriber.heartbeat:
                     events = HEARTBEAT
-                subscriber.queue = subscriber.progress = None
+                subscriber.queue = subscriber.progress = subscriber.preview = None
                 subscriber.heartbeat = False
                 if events:
                     yield events

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import msgspec
 
 from gateway.schema import (
@@ -16,6 +18,7 @@ from gateway.schema import (
     ModelView,
     OutputView,
     ParallelBody,
+    PreviewView,
     ProgressView,
     QuarantineView,
     QueueView,
@@ -258,6 +261,17 @@ def transition_event(record: JobRecord, entry: Transition) -> bytes:
 def progress_event(progress: Progress, outputs: int) -> bytes:
     """The progress as a server-sent event, without an id: it is not resumed."""
     return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress_view(progress, outputs))
+
+
+def preview_event(progress: Progress) -> bytes:
+    """What is to be seen of the job by now as a server-sent event, without an id."""
+    shown = PreviewView(
+        epoch=progress.epoch,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        image=base64.b64encode(progress.preview).decode(),
+    )
+    return b"event: preview\ndata: %s\n\n" % msgspec.json.encode(shown)
 
 
 def queue_event(queue: QueueView) -> bytes:

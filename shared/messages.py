@@ -758,6 +758,8 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     total_steps: int = 0
     eta_s: float | None = None
     at: float = 0.0
+    #: A look at what is being made, as a JPEG; at most once a second, and empty in between.
+    preview: bytes = b""
 
 
 BusMessage = (

@@ -83,7 +83,8 @@ class CannotLoad(Frame, frozen=True, kw_only=True, tag="cannot_load"):
 
 class Pulse(Frame, frozen=True, kw_only=True, tag="pulse"):
     """The main loop of rank 0 is alive. While a job runs it tells where it is; sent at every step, so the agent
-    thins it before it reaches the bus. ``eta_s`` is to the end of the job."""
+    thins it before it reaches the bus. ``eta_s`` is to the end of the job. ``preview``: a look at it as a JPEG, now and
+    then."""
 
     job: str = ""
     epoch: int = 0
@@ -92,6 +93,7 @@ class Pulse(Frame, frozen=True, kw_only=True, tag="pulse"):
     total_steps: int = 0
     eta_s: float | None = None
     step_s: float | None = None
+    preview: bytes = b""
 
 
 class OutputFile(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,9 @@ class StopAt:
 
     def at(self, where: Where) -> None:
         self.way.append(where)
+
+    def show(self, picture: Callable[[], bytes]) -> None:
+        return None
 
     def should_stop(self) -> bool:
         return bool(self.way) and self.way[-1].step >= self.step

@@ -93,3 +93,29 @@ def test_another_size_is_not_judged_by_this_one() -> None:
     assert pace.step_s(request(width=256)) is None
     assert pace.end_s(request(num_frames=17)) is None
     assert pace.end_s(request(guidance_scale=1.0)) == 3.0
+
+
+def test_previews_are_a_second_apart_and_never_cost_a_job_its_end() -> None:
+    course = Course(Pace())
+    made: list[float] = []
+
+    def picture() -> bytes:
+        made.append(course.now)
+        return b"jpeg"
+
+    for _ in range(12):
+        course.at(Stage.DENOISE, 0, 4, after=0.25)
+        course._report.show(picture)
+    # From half a second after there was something to see: a job that is done sooner needs none.
+    assert made == [100.75, 101.75, 102.75]
+    assert [pulse.preview for pulse in course.pulses if pulse.preview] == [b"jpeg"] * 3
+    assert all(pulse.stage == Stage.DENOISE for pulse in course.pulses)
+
+    def broken() -> bytes:
+        made.append(0.0)
+        raise RuntimeError("no VAE")
+
+    for _ in range(12):
+        course.at(Stage.DENOISE, 0, 4, after=0.25)
+        course._report.show(broken)
+    assert made.count(0.0) == 1

@@ -367,6 +367,30 @@ async def test_a_stream_ends_with_the_picture(gw: GatewayUnderTest, fleet: Fleet
     assert (event["type"], base64.b64decode(event["b64_json"])) == ("image_generation.completed", png())
 
 
+async def test_partial_images_come_before_the_picture(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    asked, job = await generating(gw, fleet, stream=True, partial_images=2)
+    running = await fleet.run(job)
+    for step in range(3):
+        await fleet.progress(job, running.epoch, step, preview=f"look {step}".encode())
+    await fleet.finish(job, png())
+    blocks = (await asked).text.strip().split("\n\n")
+    events = [json.loads(block.split("\n")[1].removeprefix("data: ")) for block in blocks]
+    assert [event["type"] for event in events] == ["image_generation.partial_image"] * 2 + [
+        "image_generation.completed"
+    ]
+    assert [event["partial_image_index"] for event in events[:2]] == [0, 1]
+    assert [base64.b64decode(event["b64_json"]) for event in events] == [b"look 0", b"look 1", png()]
+
+
+async def test_a_stream_of_a_job_that_fails_says_why(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
+    await fleet.run(job)
+    await fleet.move(job, lambda record, stamp: fail(record, "engine_error", "NaN", stamp))
+    head, data = (await asked).text.strip().split("\n")
+    assert head == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["message"] == "engine_error: NaN"
+
+
 async def test_a_gateway_that_ends_lets_nobody_wait_and_leaves_the_job(gw: GatewayUnderTest, fleet: Fleet) -> None:
     asked, job = await generating(gw, fleet)
     gw.parts.live.streams.close()

@@ -321,3 +321,31 @@ async def test_many_clients_share_one_encoding(gw: GatewayUnderTest, fleet: Flee
         await stream.vanish()
     await settle()
     assert gw.parts.live.streams.clients == 0
+
+
+async def test_previews_are_events_and_a_late_watcher_gets_the_latest(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    job = (await gw.submit())["id"]
+    running = await fleet.run(job)
+    early = gw.stream(str(job))
+    await fleet.progress(job, running.epoch, 1)
+    await fleet.progress(job, running.epoch, 2, preview=b"look")
+    await fleet.progress(job, running.epoch, 3)
+    late = gw.stream(str(job))
+    await settle()
+    await fleet.finish(job)
+    for stream in (early, late):
+        (seen,) = await stream.events("preview")
+        assert seen == (
+            "preview",
+            None,
+            {"epoch": running.epoch, "step": 2, "total_steps": 8, "media_type": "image/jpeg", "image": "bG9vaw=="},
+        )
+
+
+async def test_another_workers_picture_is_not_shown(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    job = (await gw.submit())["id"]
+    running = await fleet.run(job, "w2")
+    stream = gw.stream(str(job))
+    await fleet.progress(job, running.epoch, 2, preview=b"not its worker's")
+    await fleet.finish(job)
+    assert await stream.events("preview") == []

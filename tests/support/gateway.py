@@ -325,9 +325,18 @@ class Fleet:
         await self.assign(job, worker)
         return await self.move(job, lifecycle.run)
 
-    async def progress(self, job: object, epoch: int, step: int, total: int = 8, stage: str = "denoise") -> None:
+    async def progress(
+        self, job: object, epoch: int, step: int, total: int = 8, stage: str = "denoise", preview: bytes = b""
+    ) -> None:
         message = Progress(
-            job=str(job), epoch=epoch, worker="w1", stage=stage, step=step, total_steps=total, eta_s=float(total - step)
+            job=str(job),
+            epoch=epoch,
+            worker="w1",
+            stage=stage,
+            step=step,
+            total_steps=total,
+            eta_s=float(total - step),
+            preview=preview,
         )
         await self.bus.bucket(PROGRESS.name).put(progress_key("w1", str(job)), encode(message))
         await settle()

@@ -38,6 +38,7 @@ from workers.agent.folders import Folders
 from workers.agent.granted import JobFiles
 from workers.agent.group import Answer, Group, GroupLost, GroupNotReady
 from workers.agent.orders import Stop
+from workers.agent.progress import MAX_PREVIEW
 from workers.agent.transfer import BadOutput, fetch_inputs, judge_outputs, store_outputs
 from workers.link import Broke, Done, Pulse, Refused, Run, Stopped
 
@@ -87,6 +88,16 @@ class Attempt:
         """
         self.assign = assign
         self.accepted = clock.monotonic()
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
+        #: Seconds that loading its model took, if another had to go for it.
+        self._load_s: float | None = None
         #: Seconds that loading its model took, if another had to go for it.
         self._load_s: float | None = None
         self.stored = False
@@ -156,6 +167,56 @@ class Attempt:
         await self._unless_stopped(self._group.have(model))
         self._load_s = self._clock.monotonic() - began
 
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
+    async def _have_model(self) -> None:
+        """Have the model loaded, before the job's own time begins to count."""
+        model = self.assign.request.model
+        if self._group.models.has(model):
+            return
+        self._at(Stage.PREPARING)
+        began = self._clock.monotonic()
+        await self._unless_stopped(self._group.have(model))
+        self._load_s = self._clock.monotonic() - began
+
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
         self.stop(Stop.TIMEOUT)
@@ -191,7 +252,8 @@ class Attempt:
                 self._left = [name for name in named if name]
                 if self._load_s is not None:
                     used = {**used, "load_s": round(self._load_s, 3)}
-                return Succeeded(outputs=outputs, used=used)
+                swapped = {} if self._load_s is None else {"load_s": round(self._load_s, 3)}
+                return Succeeded(outputs=outputs, used=used | swapped)
             case Refused(reason=reason, message=message):
                 return _failed(reason, message, final=True)
             case Broke(reason=reason, message=message):
@@ -261,6 +323,7 @@ class Attempt:
                 total_steps=pulse.total_steps if pulse else 0,
                 eta_s=pulse.eta_s if pulse else None,
                 at=self._clock.wall(),
+                preview=pulse.preview if pulse and len(pulse.preview) <= MAX_PREVIEW else b"",
             )
         )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from msgspec.structs import replace
+
 from shared.bus import Bucket
 from shared.clock import Clock
 from shared.errors import BusError
@@ -18,6 +20,8 @@ from shared.telemetry import log
 from shared.topology import progress_key
 from workers.agent.race import first
 
+#: A larger picture than this is not sent on: a value of the bucket has an end.
+MAX_PREVIEW = 32 * 1024
 #: Writes in any window of a second.
 PER_SECOND = 4
 #: Between two ordinary writes, which leaves one in each second for an urgent one.
@@ -69,6 +73,8 @@ class ProgressRelay:
         if denoising and (not self._denoising or progress.step == progress.total_steps):
             self._urgent.set()
         self._denoising = self._denoising or denoising
+        if self._latest is not None and not progress.preview:
+            progress = replace(progress, preview=self._latest.preview)  # the picture is still the newest
         self._latest = progress
         self._news.set()
 

@@ -56,6 +56,10 @@ class Listener(Protocol):
         """Whether the job has been cancelled."""
         ...
 
+    def show(self, picture: Callable[[], bytes]) -> None:
+        """There is something to see, a JPEG that ``picture`` makes if it is wanted now."""
+        ...
+
 
 class Silent:
     """What other ranks than 0 listen with."""
@@ -65,6 +69,9 @@ class Silent:
 
     def should_stop(self) -> bool:
         return False
+
+    def show(self, picture: Callable[[], bytes]) -> None:
+        return None
 
 
 class Course:
@@ -82,6 +89,10 @@ class Course:
     def reach(self, stage: Stage, step: int, total_steps: int) -> None:
         """Tell where the job is; nothing is agreed on."""
         self._listener.at(Where(stage, step, total_steps))
+
+    def show(self, picture: Callable[[], bytes]) -> None:
+        """As ``Listener.show``."""
+        self._listener.show(picture)
 
     def boundary(self, stage: Stage, step: int, total_steps: int, failure: JobError | None = None) -> None:
         """A place where the job can end on all ranks together.

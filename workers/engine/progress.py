@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
+
+from msgspec.structs import replace
 
 from shared.messages import JobRequest, Stage
 from workers.engine.course import Where
@@ -11,6 +15,10 @@ from workers.link import Pulse
 
 #: How much a new measurement counts against what was known.
 _WEIGHT = 0.4
+#: Seconds between two previews, and from the first thing there was to see to the first preview: a job that is done
+#: sooner needs none.
+PREVIEW_EVERY_S = 1.0
+FIRST_PREVIEW_S = 0.5
 
 
 class Pace:
@@ -66,6 +74,8 @@ class Report:
         self._job, self._epoch, self._request, self._pace = job, epoch, request, pace
         self._clock, self._send, self._should_stop = clock, send, should_stop
         self._before: tuple[Where, float] | None = None
+        self._last: Pulse | None = None
+        self._next_preview: float | None = None
         #: Of the output being decoded: when that began, and the first pulse after frames came out.
         self._decoding_since = 0.0
         self._first_frames: tuple[int, float] | None = None
@@ -80,17 +90,32 @@ class Report:
         self._measure(where, now)
         self._before = (where, now)
         eta_s = self._eta(where, now)
-        self._send(
-            Pulse(
-                job=self._job,
-                epoch=self._epoch,
-                stage=where.stage,
-                step=where.step,
-                total_steps=where.total_steps,
-                eta_s=None if eta_s is None else round(eta_s, 3),
-                step_s=self._pace.step_s(self._request),
-            )
+        self._last = Pulse(
+            job=self._job,
+            epoch=self._epoch,
+            stage=where.stage,
+            step=where.step,
+            total_steps=where.total_steps,
+            eta_s=None if eta_s is None else round(eta_s, 3),
+            step_s=self._pace.step_s(self._request),
         )
+        self._send(self._last)
+
+    def show(self, picture: Callable[[], bytes]) -> None:
+        """As ``Listener.show``: once a second at most. A preview that cannot be made is none; the job goes on."""
+        now = self._clock()
+        if self._next_preview is None:
+            self._next_preview = now + FIRST_PREVIEW_S
+        if now < self._next_preview or self._last is None:
+            return
+        self._next_preview = now + PREVIEW_EVERY_S
+        try:
+            seen = picture()
+        except Exception as error:
+            self._next_preview = math.inf
+            print(f"no previews of this job: {type(error).__name__}: {error}", file=sys.stderr)
+            return
+        self._send(replace(self._last, preview=seen))
 
     def _measure(self, where: Where, now: float) -> None:
         last, since = self._before if self._before is not None else (None, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -15,18 +16,25 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects.openai.errors import HANDLERS as ERRORS
-from gateway.dialects.openai.errors import OpenAIErrorBody
+from gateway.dialects.openai.errors import OpenAIErrorBody, shaped
 from gateway.dialects.words import ended_at
-from gateway.ends import ended_or_left
+from gateway.ends import ended, ended_or_left
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem
-from gateway.schema import Prompt, SubmitBody, Word
+from gateway.schema import PreviewView, Prompt, SubmitBody, Word
 from gateway.uploads import read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
 
 #: A picture that takes longer is answered 504; its job goes on.
 _WAIT_S = 600.0
+#: Proxies must neither keep nor collect a stream.
+_UNKEPT = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_PREVIEW = b"event: preview\ndata: "
+#: Past every transition: only previews are looked for.
+_NONE = 10**9
+#: Cancels of jobs whose clients went away; kept until they are done.
+_leaving: set[asyncio.Task[JobRecord]] = set()
 #: How long a picture's URL is valid.
 _URL_TTL_S = 3600.0
 
@@ -95,6 +103,19 @@ class ImageCompleted(Struct, kw_only=True):
     usage: ImageUsage = ImageUsage()
 
 
+class ImagePartial(Struct, kw_only=True):
+    """A look at a picture that is being made: a small JPEG."""
+
+    type: str = "image_generation.partial_image"
+    b64_json: str
+    partial_image_index: int
+    created_at: int
+    size: str
+    output_format: str = "jpeg"
+    background: str = "opaque"
+    quality: str = "auto"
+
+
 _generate = msgspec.json.Decoder(ImagesGenerate)
 
 
@@ -124,13 +145,16 @@ async def generate(request: AnyRequest) -> Response[bytes] | Stream:
     with ExitStack() as stack:
         body = to_body(asked, gateway.settings.openai_image_model or None)
         record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, again=again)
+    if asked.stream and asked.partial_images:
+        watched = _watched(gateway, record, asked.partial_images)
+        return Stream(watched, media_type="text/event-stream", headers=_UNKEPT)
     found = await ended_or_left(gateway, record, request, _WAIT_S)
     if found is None:
         await gateway.changes.cancel(record.id, record.tenant)
         return Response(b"", status_code=499)
     made = _succeeded(found)
     if asked.stream:
-        return Stream(_events(gateway, made), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return Stream(_events(gateway, made), media_type="text/event-stream", headers=_UNKEPT)
     by_url = asked.response_format == "url"
     return answer(
         ImagesMade(
@@ -165,6 +189,42 @@ async def _image(gateway: Gateway, record: JobRecord, index: int, by_url: bool) 
 async def _base64(gateway: Gateway, record: JobRecord, index: int) -> str:
     data = b"".join([chunk async for chunk in gateway.artifacts.read(record.outputs[index].key)])
     return base64.b64encode(data).decode()
+
+
+async def _watched(gateway: Gateway, record: JobRecord, partials: int) -> AsyncIterator[bytes]:
+    """Previews, as many as are wanted, then the pictures, or why there are none. A client that goes away takes the job
+    along."""
+    left = True
+    try:
+        seen = 0
+        async for chunk in gateway.live.streams.events(record.id, lambda: gateway.live.now(record.id), _NONE):
+            for block in chunk.split(b"\n\n"):
+                if block.startswith(_PREVIEW) and seen < partials:
+                    yield _partial(record, msgspec.json.decode(block[len(_PREVIEW) :], type=PreviewView), seen)
+                    seen += 1
+        made = _succeeded(await ended(gateway, record, _WAIT_S))
+        async for event in _events(gateway, made):
+            yield event
+        left = False
+    except Problem as problem:
+        left = False
+        yield b"event: error\ndata: %s\n\n" % shaped(problem).content
+    finally:
+        if left:
+            task = asyncio.create_task(gateway.changes.cancel(record.id, record.tenant))
+            _leaving.add(task)
+            task.add_done_callback(_leaving.discard)
+
+
+def _partial(record: JobRecord, seen: PreviewView, index: int) -> bytes:
+    request = record.request
+    event = ImagePartial(
+        b64_json=seen.image,
+        partial_image_index=index,
+        created_at=int(record.created_at),
+        size=f"{request.width}x{request.height}",
+    )
+    return b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
 
 
 async def _events(gateway: Gateway, record: JobRecord) -> AsyncIterator[bytes]:

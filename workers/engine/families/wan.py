@@ -7,6 +7,7 @@ of checkpoint is conditioned with, and which tasks it has by that, is in ``wan_c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from workers.engine.parallel.mesh import Mesh, Place
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import decode, denoise
 from workers.engine.stages.encode_text import TextEncoder
+from workers.engine.stages.preview import Previews
 from workers.link import OutputFile
 from workers.pool import Pool
 
@@ -68,6 +70,7 @@ class Wan:
         self._transformers = components.transformers
         self._loras = Loras(pool.lora, self._transformers, device)
         self._vae = components.vae
+        self._previews = Previews(components.vae)
         clip = (components.image_encoder, components.image_processor)
         self._conditioner = kinds.conditioner(Eyes(checkpoint, self._vae, *clip, device.torch_device))
         self._sequences = [wan_parallel.install(model, index, device) for index, model in enumerate(self._transformers)]
@@ -175,6 +178,7 @@ class Wan:
             first = state.step
             for after in self.denoising(request, state, conditions, place, course, done):
                 state = after
+                course.show(partial(self._preview, after, conditions))
             skipped += self._skipped()
             cache.clear()
             laps.lap("denoise_s")
@@ -202,6 +206,11 @@ class Wan:
         if loras:
             used["loras"] = " ".join(f"{name}:{weight:g}" for name, weight in loras.items())
         return Made(tuple(files), used)
+
+    def _preview(self, state: denoise.DenoiseState, conditions: Conditions) -> bytes:
+        """What the model expects now, as far as its solver remembers it."""
+        expected = (state.latents, *state.history.predictions)[-1]
+        return self._previews.jpeg(conditions.given.end(expected))
 
     def texts(self, request: JobRequest, course: Course) -> tuple[Tensor, ...]:
         """Embeddings of the prompt and, where there is guidance, of the negative prompt."""
