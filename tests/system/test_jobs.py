@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+
+import av
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from tests.support.fleet import ROOT, TERMINAL, Events, Fleet, until
 from tests.support.video import psnr, read_video
@@ -39,11 +46,8 @@ def test_a_photo_becomes_a_video(single: Fleet) -> None:
     assert psnr(frames[0], wanted) > 15, "the first frame is not the photo"
 
 
-def photo_at(width: int, height: int):  # type: ignore[no-untyped-def]
+def photo_at(width: int, height: int) -> NDArray[np.uint8]:
     """The demo photo, resized and cropped as the engine does."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
     with Image.open(ROOT / "deploy" / "assets" / "photo.jpg") as image:
         fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
         return np.asarray(fitted)
@@ -56,12 +60,44 @@ def test_text_becomes_a_picture(single: Fleet) -> None:
     assert content.startswith(b"\x89PNG")
 
 
+def test_a_video_says_what_made_it_and_has_small_pictures_beside_it(single: Fleet) -> None:
+    """Thumbnail and sprite sheet are of the video's own frames; its prompt is not in the file."""
+    job = str(single.submit(**CLIP)["id"])
+    view = single.finished(job)
+    (content,) = outputs(single, view)
+    with av.open(io.BytesIO(content), format="mp4") as container:
+        said = json.loads(container.metadata["comment"])
+    assert (said["job"], said["seed"], said["steps"], said["num_frames"]) == (job, 11, 6, 9)
+    assert b"trainedAlgorithmicMedia" in content
+    assert b"pan left" not in content
+    files = view["outputs"]
+    assert isinstance(files, list)
+    frames = read_video(content)
+    thumbnail = picture(single.url + files[0]["thumbnail_url"])
+    assert psnr(thumbnail, frames[4]) > 30
+    sheet = files[0]["spritesheet"]
+    assert (sheet["columns"], sheet["rows"], sheet["frames"]) == (3, 3, list(range(9)))
+    whole = picture(single.url + sheet["url"])
+    assert whole.shape == (3 * 128, 3 * 128, 3)
+    for place, frame in enumerate(frames):
+        row, column = divmod(place, 3)
+        assert psnr(whole[row * 128 : row * 128 + 128, column * 128 : column * 128 + 128], frame) > 30, place
+
+
+def picture(url: str) -> NDArray[np.uint8]:
+    """The JPEG that is there."""
+    with Image.open(io.BytesIO(httpx.get(url, timeout=30).content), formats=["JPEG"]) as image:
+        return np.asarray(image)
+
+
 def test_two_ranks_make_the_frames_of_one(single: Fleet, pair: Fleet) -> None:
-    """Promise 7: the same seed on one rank and on two gives the same frames, and the same bytes twice."""
-    one = outputs(single, single.finished(str(single.submit(**CLIP)["id"])))
-    again = outputs(single, single.finished(str(single.submit(**CLIP)["id"])))
+    """Promise 7: the same seed on one rank and on two gives the same frames, and twice the same bytes, but for the
+    job's id, which each file says."""
+    jobs = [str(single.submit(**CLIP)["id"]) for _ in range(2)]
+    one, again = (outputs(single, single.finished(job)) for job in jobs)
     two = outputs(pair, pair.finished(str(pair.submit(**CLIP)["id"])))
-    assert one == again
+    assert jobs[0].encode() in one[0]
+    assert one[0].replace(jobs[0].encode(), b"") == again[0].replace(jobs[1].encode(), b"")
     left, right = read_video(one[0]), read_video(two[0])
     assert len(left) == len(right) == 9
     assert all((a == b).all() for a, b in zip(left, right, strict=True))
