@@ -50,7 +50,7 @@ class RetainedIndex:
     """The index. ``len`` is how many jobs it holds; ``stored`` is told what is kept because of them."""
 
     def __init__(self, stored: Stored | None = None) -> None:
-        self._stored = stored or Stored()
+        self._stored, self._alone = (Stored(), True) if stored is None else (stored, False)
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
@@ -65,6 +65,8 @@ class RetainedIndex:
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
+        if self._alone:
+            self._stored.close()
 
     def __len__(self) -> int:
         return self._size

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway import retained_index
 from gateway.index import Filters, Place
 from gateway.retained_index import Retained, RetainedIndex
+from gateway.stored import Kept, Stored
 
 TENANTS, STATES, MODELS, TASKS = ("a", "b"), ("succeeded", "failed", "cancelled"), ("m1", "m2"), ("t1", "t2")
 
@@ -115,3 +116,44 @@ def test_after_a_clear_it_is_filled_anew(index: RetainedIndex) -> None:
     assert pages(index, "a", Filters(), 10) == []
     index.add([job(2)])
     assert pages(index, "a", Filters(states=frozenset({"failed"})), 10) == [Place(2.0, job(2).id)]
+
+
+deeds = st.lists(
+    st.tuples(
+        st.sampled_from(("add", "add", "add", "remove", "delete", "clear")),
+        st.integers(0, 6),
+        st.integers(0, 3),
+        st.frozensets(st.sampled_from("xyz")),
+    ),
+    max_size=25,
+)
+
+
+@given(deeds)
+def test_what_is_kept_is_that_of_the_jobs_it_holds(done: list[tuple[str, int, int, frozenset[str]]]) -> None:
+    stored = Stored()
+    index = RetainedIndex(stored)
+    held: dict[str, tuple[str, Kept]] = {}
+    gone: set[str] = set()
+    for deed, number, outputs, inputs in done:
+        job, tenant = f"{number:032x}", TENANTS[number % 2]
+        if deed == "add":
+            what = Kept(outputs * 1000, dict.fromkeys(inputs, 7))
+            row = Retained(id=job, tenant=tenant, state="failed", model="m1", task="t1", created_at=0.0, kept=what)
+            index.add([row])
+            if job not in gone:
+                held.setdefault(job, (tenant, what))
+        elif deed == "clear":
+            index.clear()
+            held.clear()
+        else:
+            index.delete(tenant, job) if deed == "delete" else index.remove(job)
+            gone |= {job} if deed == "delete" else set()
+            held.pop(job, None)
+        for owner in TENANTS:
+            own = [what for of, what in held.values() if of == owner]
+            files = {name for what in own for name in what.inputs}
+            assert stored.bytes_of(owner) == sum(what.outputs for what in own) + 7 * len(files)
+            assert sum(index.states(owner).values()) == len(own)
+    index.close()
+    stored.close()
