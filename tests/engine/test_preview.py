@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from PIL import Image
 
 from shared.messages import Input
@@ -21,10 +22,10 @@ from workers.link import Done, Pulse
 PHOTO = ROOT / "deploy" / "assets" / "photo.jpg"
 
 
-def opened(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def opened(data: bytes) -> NDArray[np.float32]:
     picture = Image.open(io.BytesIO(data))
     assert picture.format == "JPEG"
-    return np.asarray(picture.convert("RGB"), np.float32) / 255
+    return np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
 
 
 def test_a_preview_looks_like_what_the_vae_would_decode(tmp_path: Path) -> None:

@@ -63,6 +63,19 @@ def test_pictures(client: openai.OpenAI) -> None:
     assert fetched.tobytes() == pictures[0].tobytes()
 
 
+def test_partial_images(client: openai.OpenAI) -> None:
+    # Long enough for one preview, which comes half a second after there is something to see.
+    slow = {"steps": 60, "seed": 1}
+    stream = client.images.generate(
+        prompt="a red ball", size="256x256", n=2, stream=True, partial_images=1, extra_body=slow
+    )
+    events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds == ["image_generation.partial_image"] + ["image_generation.completed"] * 2
+    sizes = [Image.open(io.BytesIO(base64.b64decode(event.b64_json))).size for event in events]
+    assert sizes == [(192, 192), (256, 256), (256, 256)]
+
+
 def test_a_client_that_goes_away_takes_its_picture_along(single: Fleet) -> None:
     hasty = openai.OpenAI(base_url=f"{single.url}/v1", api_key="none", max_retries=0, timeout=1.0)
     with pytest.raises(openai.APITimeoutError):
