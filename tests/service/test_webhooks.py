@@ -19,7 +19,7 @@ from shared.messages import DeliveryState, encode
 from shared.topology import ARCHIVE, DELIVERED, DELIVERED_MARK, DELIVERIES, JOBS, archive_key, delivery_key
 from tests.support.clock import settle
 from tests.support.memory_bus import Write
-from tests.support.webhooks import CLAIM_S, HOUR_S, OTHER, SETTINGS, URL, Try, World, says, webhook
+from tests.support.webhooks import A_WHILE_S, CLAIM_S, HOUR_S, OTHER, SETTINGS, URL, Try, World, says, webhook
 
 # --- one gateway -----------------------------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ async def test_a_jobs_end_is_told_once_with_what_it_made(world: World) -> None:
         assert world.only_delivered(job)
         shown = await webhook(gw, job)
         assert (shown["state"], shown["tries"], shown["last_status"]) == ("delivered", 1, 200)
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert len(world.receivers.tries) == 1
 
 
@@ -103,7 +103,7 @@ async def test_a_receiver_that_fails_is_tried_again_with_the_same_id_and_a_new_s
         pauses = [after.at - before.at for before, after in pairwise(tries)]
         assert pauses == sorted(pauses)
         world.receivers.answers.clear()
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert world.only_delivered(job)
 
 
@@ -148,7 +148,7 @@ async def test_a_receiver_that_wants_no_more_is_not_asked_again(world: World) ->
     world.receivers.answers[URL] = says(410)
     async with world.gateway() as gw:
         job = await world.ended(gw)
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert len(world.receivers.tries) == 1
         shown = await webhook(gw, job)
         assert (shown["state"], shown["last_status"], shown["next_try_in_s"]) == ("given_up", 410, None)
@@ -201,7 +201,7 @@ async def test_a_deleted_job_is_told_without_anything_of_it(world: World) -> Non
 async def test_two_gateways_tell_each_end_once(world: World) -> None:
     async with world.gateway("gateway-1") as one, world.gateway("gateway-2"):
         jobs = [await world.ended(one) for _ in range(20)]
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert Counter(world.receivers.ids()) == Counter(f"msg_{job}" for job in jobs)
         assert all(world.only_delivered(job) for job in jobs)
 
@@ -264,7 +264,7 @@ async def test_a_delivery_that_no_gateway_saw_the_making_of_is_made_by_the_next(
         assert world.only_delivered(job)
     # And one that starts later does not tell it again, although the job is still there.
     async with world.gateway("gateway-3") as three:
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert len(world.receivers.tries) == 1
         assert (await webhook(three, job))["state"] == "delivered"
 
@@ -296,7 +296,7 @@ async def test_what_was_told_before_the_gateway_died_is_not_told_again(world: Wo
         assert world.delivered(job) is not None
     world.broker.after_write = None
     async with world.gateway("gateway-2"):
-        await world.clock.advance(CLAIM_S + HOUR_S)
+        await world.clock.advance(CLAIM_S + A_WHILE_S)
         assert len(world.receivers.tries) == 1
         assert world.only_delivered(job)
 
@@ -331,7 +331,7 @@ async def test_writes_without_answers_cost_no_delivery_and_no_second_one(
         for _ in range(count):
             getattr(world.broker, kind)(lost, key)
         await world.fleet.finish(job)
-        await world.clock.advance(4 * CLAIM_S)
+        await world.clock.advance(3 * CLAIM_S)
         assert world.receivers.ids() == [f"msg_{job}"]
         assert world.only_delivered(job)
 
@@ -425,7 +425,7 @@ async def test_no_room_to_remember_what_was_delivered_costs_no_second_try(world:
     async with world.gateway() as gw:
         world.broker.before_write = full
         job = await world.ended(gw)
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert world.receivers.ids() == [f"msg_{job}"]
         assert world.open(job) is None
         assert (await webhook(gw, job))["state"] == "delivered"

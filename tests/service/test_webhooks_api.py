@@ -22,7 +22,7 @@ from shared.bus import Batch
 from shared.topology import DELIVERED, DELIVERIES, JOBS
 from tests.support.clock import settle
 from tests.support.gateway import GatewayUnderTest
-from tests.support.webhooks import HOUR_S, OTHER, SETTINGS, URL, Try, World, says, webhook
+from tests.support.webhooks import A_WHILE_S, OTHER, SETTINGS, URL, Try, World, says, webhook
 
 ADMIN = "the-first-key-" + "a" * 32
 KEYED = replace(SETTINGS, auth="keys", admin_key=ADMIN)
@@ -301,7 +301,7 @@ async def test_one_that_was_delivered_is_delivered_once_more(world: World) -> No
             assert (await gw.client.post(f"/v1/jobs/{job}/webhook/replay")).status_code == 202
             await world.clock.advance(5.0)
             assert world.receivers.ids() == [f"msg_{job}"] * count
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         assert len(world.receivers.tries) == 3
         assert world.only_delivered(job)
 
@@ -310,7 +310,7 @@ async def test_one_that_waits_is_tried_at_once_whatever_its_receiver_did(world: 
     world.receivers.answers[URL] = lambda _: Failed(error="nobody there", down=True)
     async with world.gateway() as gw:
         job = await world.ended(gw)
-        await world.clock.advance(HOUR_S)
+        await world.clock.advance(A_WHILE_S)
         count = len(world.receivers.tries)
         world.receivers.answers.clear()
         await gw.client.post(f"/v1/jobs/{job}/webhook/replay")

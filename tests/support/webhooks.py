@@ -22,6 +22,8 @@ URL, OTHER = "https://a.example/hooks?key=hidden", "https://b.example/hooks"
 SETTINGS = Settings(secret="0123456789abcdef" * 3, public_url="https://api.example")
 CLAIM_S = SETTINGS.webhook_timeout_s + CLAIM_MARGIN_S
 HOUR_S = 3600.0
+#: Long enough for whatever would go wrong to show.
+A_WHILE_S = 300.0
 
 
 @dataclass(frozen=True)
