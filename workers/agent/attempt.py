@@ -90,16 +90,6 @@ class Attempt:
         self.accepted = clock.monotonic()
         #: Seconds that loading its model took, if another had to go for it.
         self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
-        #: Seconds that loading its model took, if another had to go for it.
-        self._load_s: float | None = None
         self.stored = False
         self.looked_at = False
         self._group = group
@@ -167,56 +157,6 @@ class Attempt:
         await self._unless_stopped(self._group.have(model))
         self._load_s = self._clock.monotonic() - began
 
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
-    async def _have_model(self) -> None:
-        """Have the model loaded, before the job's own time begins to count."""
-        model = self.assign.request.model
-        if self._group.models.has(model):
-            return
-        self._at(Stage.PREPARING)
-        began = self._clock.monotonic()
-        await self._unless_stopped(self._group.have(model))
-        self._load_s = self._clock.monotonic() - began
-
     async def _time_out(self) -> None:
         await self._clock.sleep(self.assign.run_timeout_s)
         self.stop(Stop.TIMEOUT)
@@ -252,8 +192,7 @@ class Attempt:
                 self._left = [name for name in named if name]
                 if self._load_s is not None:
                     used = {**used, "load_s": round(self._load_s, 3)}
-                swapped = {} if self._load_s is None else {"load_s": round(self._load_s, 3)}
-                return Succeeded(outputs=outputs, used=used | swapped)
+                return Succeeded(outputs=outputs, used=used)
             case Refused(reason=reason, message=message):
                 return _failed(reason, message, final=True)
             case Broke(reason=reason, message=message):
