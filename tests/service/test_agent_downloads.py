@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.decoding import HEADER_SIZE
-from shared.messages import Failed, Input, Outcome
+from shared.decoding import HEADER_SIZE, Limits
+from shared.intake import Intake
+from shared.messages import Failed, Input, Outcome, Succeeded
 from shared.settings import Settings
 from tests.support.agent_scene import Scene, ready_scene
 from tests.support.gateway import png
+from tests.support.hostile import program
 from tests.support.http_server import said, server
 from tests.support.scripted_rank import a_request
 
@@ -80,3 +82,47 @@ async def test_a_private_address_is_not_reached(tmp_path: Path) -> None:
             "image: refused: 127.0.0.1: not a public address",
         )
         assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("crash", "image: its decoder crashed (signal 11)"),
+        ("run_away", "image: it takes more than 1 s of computing to decode"),
+        ("hang", "image: it was not decoded within 2 s"),
+        ("connect", "image: its decoder tried what no decoder does, and was stopped"),
+    ],
+)
+async def test_a_decoder_that_is_taken_over_costs_its_job_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, words: str
+) -> None:
+    """Row 40 of the faults: the child dies, the job fails, the group serves the next job."""
+    decoder = Intake(program=program(act), limits=Limits(cpu_s=1, wall_s=2.0))
+    monkeypatch.setattr("workers.agent.downloads.Intake", lambda: decoder)
+    async with server(lambda _: said(png())) as (url, _), ready_scene(tmp_path, LOCAL) as scene:
+        request = a_request(image=Input(url=url))
+        await scene.house.assign("a" * 32, 1, request=request)
+        async with asyncio.timeout(BOUND_S):
+            ended = (await scene.house.result("a" * 32, 1)).outcome
+        assert isinstance(ended, Failed)
+        assert (ended.reason, ended.message, ended.final) == ("input_rejected", words, True)
+        assert scene.files_left() == []
+        scene.done(await scene.run("b" * 32))
+        assert isinstance((await scene.house.result("b" * 32, 1)).outcome, Succeeded)
+
+
+async def test_a_clip_by_url_that_is_a_playlist_fetches_nothing_more(tmp_path: Path) -> None:
+    """Row 20 of the faults: a playlist that is named and typed as an mp4."""
+
+    def answer(head: str) -> list[bytes]:
+        host = next(line for line in head.splitlines() if line.lower().startswith("host:")).partition(" ")[2]
+        return said(f"#EXTM3U\n#EXTINF:1,\nhttp://{host}/inside.ts\n".encode(), "200 OK", "Content-Type: video/mp4")
+
+    async with server(answer) as (url, seen), ready_scene(tmp_path, LOCAL) as scene:
+        request = a_request(video=Input(url=f"{url}/a.mp4"))
+        await scene.house.assign("a" * 32, 1, request=request)
+        async with asyncio.timeout(BOUND_S):
+            ended = (await scene.house.result("a" * 32, 1)).outcome
+        assert isinstance(ended, Failed)
+        assert (ended.reason, ended.message) == ("input_rejected", "video: not a file of these types: video/mp4")
+        assert seen == ["GET /a.mp4 HTTP/1.1"]
