@@ -23,8 +23,9 @@ class WebhookOutput(Struct, frozen=True, kw_only=True):
     fps: int
 
 
-class WebhookJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The job that has ended. `url` is where to look at it; of a `deleted` job there is only `id` and `state`."""
+class WebhookJob(Struct, frozen=True, kw_only=True):
+    """The job that has ended. `url` is where to look at it; of a `deleted` job there is only `id` and `state`, and the
+    rest is empty."""
 
     id: str
     state: str
