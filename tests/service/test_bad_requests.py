@@ -59,6 +59,8 @@ ORDER = ("GET", "HEAD", "PUT", "PATCH", "POST", "DELETE")
 #: Names that are not ids: what cannot be one of those.
 IMPOSSIBLE_WORDS = ["a" * 5000, "\0", " ", "*", ">", "../../jobs", "ａ" * 32, "%2e%2e", "a.b", "'", "$KV.jobs"]
 _WORDS = ("tenant", "worker")
+#: What answers when a job has ended, or a scheduler has done something.
+WAITING = ("/animate/run", "/v1/images/generations", "/admin/cleanup")
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
@@ -93,29 +95,26 @@ def is_told(answer: httpx.Response) -> bool:
 
 
 async def test_no_body_gets_past_any_route(gw: GatewayUnderTest) -> None:
-    """Row 18: refused, in words, by every route that takes a body; and no route fails by one."""
+    """Row 18: refused, in words, by every route that takes a body."""
     document: dict[str, Any] = (await gw.client.get("/openapi.json")).json()["paths"]
     job = str((await gw.submit())["id"])
     refusing = 0
     for method, path in routes(gw):
-        if method not in ("POST", "PUT", "PATCH") or path.endswith("/retry"):  # that has no body, and makes a job
+        body = document.get(path, {}).get(method.lower(), {}).get("requestBody")
+        if body is None:
             continue
-        body = document[path][method.lower()].get("requestBody")
+        refusing += 1
         where = filled(path, job, "default")
-        refusing += body is not None
         for kind, content in BODIES:
+            if not content and not body.get("required"):
+                continue
             headers = {"Content-Type": kind} if kind else {}
             answer = await gw.client.request(method, where, content=content, headers=headers)
             said = f"{method} {path} {kind} {content[:60]!r}: {answer.status_code} {answer.text[:300]}"
-            if body is None or (not body.get("required") and not content):
-                assert answer.status_code < 500, said
-            else:
-                assert answer.status_code in REFUSED, said
-            if answer.status_code >= 400:
-                assert is_told(answer), said
+            assert answer.status_code in REFUSED, said
+            assert is_told(answer), said
     assert refusing > 15
-    assert gw.parts.live.index.of("default").keys() <= {"queued", "cancelled"}
-    assert sum(gw.parts.live.index.of("default").values()) == 1, "nothing of it has become a job"
+    assert gw.parts.live.index.of("default") == {"queued": 1}, "nothing of it has become a job, or changed one"
 
 
 async def test_no_id_that_cannot_be_one_reaches_the_bus(gw: GatewayUnderTest) -> None:
@@ -212,13 +211,13 @@ async def test_no_host_header_gets_into_an_answer(tmp_path: Path) -> None:
             await fleet.complete(one)
         places: dict[str, str] = {}
         for path, arguments in submits().items():
-            if path not in ("/animate/run", "/v1/images/generations"):
+            if path not in WAITING:
                 answer = await gw.client.post(path.strip(), headers=told, **arguments)
                 places[path] = str(answer.headers) + answer.text
         for method, path in sorted(routes(gw), key=lambda route: ORDER.index(route[0])):
             for one in (job, film):
                 where = filled(path, one)
-                if not path.endswith("/events") and path not in ("/animate/run", "/v1/images/generations"):
+                if not path.endswith("/events") and path not in WAITING:
                     answer = await gw.client.request(method, where, headers=told)
                     places[f"{method} {where}"] = str(answer.headers) + answer.text
         assert [where for where, text in places.items() if host in text] == []
