@@ -20,6 +20,8 @@ from tests.support.gateway import Fleet, GatewayUnderTest, gateway, png
 from tests.support.http_server import server
 from tests.support.judge import Judge, judging
 from tests.support.memory_bus import MemoryBroker
+from tests.support.scripted_rank import until
+from workers.link import Pulse
 
 BOUND_S = 90.0
 JOB = "a" * 32
@@ -232,3 +234,16 @@ async def test_a_denial_says_its_category(judge: Judge) -> None:
         await Moderation(judge.url, "", 10).output({"Job": "x"}, "text/plain", Path(__file__))
     assert caught.value.category == "a/b.c-d"
     assert judge.asked[0].body == Path(__file__).read_bytes()  # noqa: ASYNC240
+
+
+@pytest.mark.parametrize("judged", [True, False])
+async def test_nothing_is_shown_before_it_is_judged(tmp_path: Path, judge: Judge, judged: bool) -> None:
+    """A preview is a look at what nobody has allowed yet."""
+    async with ready_scene(tmp_path, settings(judge) if judged else Settings(drain_grace_s=60.0)) as scene:
+        run = await scene.run(JOB)
+        pulse = Pulse(job=JOB, epoch=1, stage="denoise", step=1, total_steps=2, preview=b"look")
+        scene.rank.say(pulse)
+        seen = await until(lambda: (now := scene.house.progress(JOB)) and now.stage == "denoise" and now, "progress")
+        assert seen.preview == (b"" if judged else b"look")
+        scene.done(run)
+        await scene.house.result(JOB, 1)

@@ -251,6 +251,10 @@ class Attempt:
         if pulse.stage:
             self._at(pulse.stage, pulse)
 
+    def _may_show(self, preview: bytes) -> bool:
+        """Where somebody judges what was made, nothing of it is shown before."""
+        return len(preview) <= MAX_PREVIEW and not self._moderation.asks
+
     def _at(self, stage: str, pulse: Pulse | None = None) -> None:
         self._tell(
             Progress(
@@ -262,7 +266,7 @@ class Attempt:
                 total_steps=pulse.total_steps if pulse else 0,
                 eta_s=pulse.eta_s if pulse else None,
                 at=self._clock.wall(),
-                preview=pulse.preview if pulse and len(pulse.preview) <= MAX_PREVIEW else b"",
+                preview=pulse.preview if pulse and self._may_show(pulse.preview) else b"",
             )
         )
 
