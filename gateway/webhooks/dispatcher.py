@@ -48,6 +48,8 @@ _LOG = log(__name__)
 CLAIM_MARGIN_S = 10.0
 #: Whoever made a delivery or tried it last goes first; the others come so much later, if it did not.
 HEAD_START_S = 2.0
+#: After a fault of ours.
+_LATER_S = 5.0
 _LOOK_EVERY_S, _PRUNE_EVERY_S = 10.0, 3600.0
 #: How long tries that are under way are waited for at the end.
 _GRACE_S = 1.0
@@ -193,10 +195,12 @@ class Dispatcher:
                 del self._claims[key]  # from here on it is written down, not let go
                 self._wake.set()
                 await self._outcomes.settle(key, claimed, verdict)
-        except BusError:
+        except Exception as error:
+            if not isinstance(error, BusError):
+                _LOG.exception("a webhook could not be tried", key=key)
             self._claims.pop(key, None)
             self.lanes.left(key)
-            self._again(key, AGAIN_S)
+            self._again(key, AGAIN_S if isinstance(error, BusError) else _LATER_S)
         self._wake.set()
 
     async def _claim(self, key: str) -> Known | None:

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.live import Known
+from gateway.webhooks import book
 from gateway.webhooks.dispatcher import HEAD_START_S
 from gateway.webhooks.schedule import Failed, Verdict
 from shared import lifecycle
@@ -420,6 +421,26 @@ async def test_a_fault_in_sending_costs_a_try_and_nothing_else(world: World) -> 
         world.receivers.answers.clear()
         await world.clock.advance(30.0)
         assert world.only_delivered(job)
+
+
+async def test_a_fault_in_writing_down_costs_a_try_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.gateway() as gw:
+        outcomes = gw.parts.webhooks.dispatcher._outcomes
+        settle_, faults = outcomes.settle, [ValueError("a fault of ours")]
+
+        async def faulty(key: str, claimed: book.Known, told: Verdict) -> None:
+            if faults:
+                raise faults.pop()
+            await settle_(key, claimed, told)
+
+        monkeypatch.setattr(outcomes, "settle", faulty)
+        job = await world.ended(gw)
+        assert not world.only_delivered(job)
+        await world.clock.advance(10.0)
+        assert world.only_delivered(job)
+        assert len(world.receivers.tries) == 2
 
 
 async def test_no_room_to_remember_what_was_delivered_costs_no_second_try(world: World) -> None:
