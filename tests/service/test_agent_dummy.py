@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from shared.clock import SystemClock
-from shared.lifecycle import Stamp, cancel
 from shared.messages import Accepted, Busy, Cancelled, Failed, Outcome, Reason, Returned, Succeeded, WorkerState
 from shared.settings import Settings
 from shared.topology import nudge_subject
@@ -116,8 +115,7 @@ async def test_a_cancel_stops_it_at_the_next_step_and_the_same_process_goes_on(s
     pid = scene.rank.pid
     await scene.begin("job1", ENDLESS)
     await scene.stepping("job1")
-    record = await scene.house.write_running("job1")
-    await scene.house.write(cancel(record, Stamp(by="gateway", at=0.0)))
+    await scene.house.order_cancel("job1")
     await scene.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
     assert (await scene.house.result("job1")).outcome == Cancelled()
     await scene.serves("job2")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from shared.lifecycle import Stamp, cancel
 from shared.messages import (
     Accepted,
     Busy,
@@ -164,8 +163,7 @@ async def test_the_time_that_loading_takes_is_not_the_jobs(stage: Stage) -> None
 async def test_a_cancel_during_the_swap_is_answered_at_once_and_the_model_is_loaded_all_the_same(stage: Stage) -> None:
     await stage.begin("job1", "green")
     await stage.swapped_out()
-    record = await stage.house.write_running("job1")
-    await stage.house.write(cancel(record, Stamp(by="gateway", at=0.0)))
+    await stage.house.order_cancel("job1")
     await stage.house.bus.publish(nudge_subject(WORKER, INCARNATION), b"")
     assert (await stage.house.result("job1")).outcome == Cancelled()
     await stage.come_up()

@@ -24,6 +24,7 @@ from shared.lifecycle import Stamp, assign, born, run
 from shared.messages import (
     Assign,
     AssignReply,
+    CancelOrder,
     JobRecord,
     JobRequest,
     Layout,
@@ -35,7 +36,17 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from shared.topology import JOBS, PROGRESS, RESULTS, WORKERS, assign_subject, progress_key, result_key
+from shared.topology import (
+    JOBS,
+    ORDERS,
+    PROGRESS,
+    RESULTS,
+    WORKERS,
+    assign_subject,
+    cancel_key,
+    progress_key,
+    result_key,
+)
 from tests.support.memory_bus import MemoryBroker
 from workers.agent.agent import Agent
 from workers.agent.metrics import AgentMetrics
@@ -210,6 +221,11 @@ class AgentHouse:
     async def write(self, record: JobRecord) -> None:
         """Write a record, whatever was there."""
         await self.bus.bucket(JOBS.name).put(record.id, encode(record))
+
+    async def order_cancel(self, job: str, epoch: int = 1) -> None:
+        """Write the order to cancel; a nudge makes it quick."""
+        order = CancelOrder(job=job, epoch=epoch)
+        await self.bus.bucket(ORDERS.name).put(cancel_key(WORKER, INCARNATION, job, epoch), encode(order))
 
     async def assign(
         self, job: str, epoch: int = 1, *, request: JobRequest | None = None, run_timeout_s: float = 3600.0
