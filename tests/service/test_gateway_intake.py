@@ -1,5 +1,5 @@
-"""Uploaded inputs are decoded at submit, in a child: what cannot be is refused there, naming its field; and what is
-uploaded twice is kept once."""
+"""Uploaded inputs are decoded at submit, in a child: what cannot be is refused there, naming its field (row 19 of
+the faults); and what is uploaded twice is kept once."""
 
 from __future__ import annotations
 
