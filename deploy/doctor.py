@@ -27,6 +27,7 @@ from deploy.models import summary
 from deploy.options import FAILED, OK, print_json, settings_from
 from deploy.plan import LONGEST_RUNTIME_DIR
 from shared.errors import GenfleetError
+from shared.grants import BY_GRANTS
 from shared.settings import Settings
 from workers import pool as pools
 from workers.findings import DevicesFound, Verdict
@@ -100,7 +101,7 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
             message = f"{file}: others can read it: chmod 600 {file}"
             yield Finding(state="bad", about="data folder", message=message)
-    if "://" not in settings.artifacts:
+    if "://" not in settings.artifacts and settings.artifacts != BY_GRANTS:
         yield from _folder("artifacts", Path(settings.artifacts).expanduser().absolute(), private=False)
     runtime = Path(settings.runtime_dir).expanduser().absolute() if settings.runtime_dir else data / "run"
     if len(str(runtime)) > LONGEST_RUNTIME_DIR:

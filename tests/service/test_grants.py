@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from scheduler.grants import SLACK_S, Granting
 from shared.artifacts import Artifacts, open_store
 from shared.clock import SystemClock
-from shared.errors import ArtifactNotFound, ArtifactRefused, SettingsError
+from shared.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, SettingsError
 from shared.messages import FileGrants, Input
 from shared.settings import Settings
+from shared.stores import open_artifacts
 from shared.topology import input_key
 from tests.support.gateway import Fleet, GatewayUnderTest, gateway
 from tests.support.memory_bus import MemoryBroker
@@ -188,6 +189,11 @@ async def test_a_scheduler_that_can_sign_nothing_says_what_is_missing(tmp_path: 
         await Granting(Settings(), folder, SystemClock()).of(JOB, 1, ASKED, 600.0)
     with pytest.raises(SettingsError, match="no artifact store"):
         await Granting(SETTINGS, None, SystemClock()).of(JOB, 1, ASKED, 600.0)
+
+
+def test_who_signs_grants_needs_the_store_itself() -> None:
+    with pytest.raises(ArtifactError, match="GENFLEET_ARTIFACTS=grants is for workers"):
+        open_artifacts(Settings(artifacts="grants"))
 
 
 # --- a bucket -----------------------------------------------------------------------------------------------------
