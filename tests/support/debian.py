@@ -46,7 +46,7 @@ def program(name: str, packages: Sequence[str]) -> Program:
     if found is None:
         raise NoSuchProgram(f"{name} is not in {', '.join(packages)}")
     libraries = {str(path.parent) for path in place.rglob("*.so*")}
-    return Program(found, {**os.environ, "LD_LIBRARY_PATH": ":".join(sorted(libraries))})
+    return Program(inside[0], {**os.environ, "LD_LIBRARY_PATH": ":".join(sorted(libraries))})
 
 
 def _unpack(packages: Sequence[str], place: Path) -> None:
