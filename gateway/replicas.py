@@ -22,6 +22,8 @@ _LOG = log(__name__)
 
 #: A gateway that has been silent for so long is not counted any more; each renews three times as often.
 LEASE_S = 6.0
+#: After which a lease is no longer kept in mind, whatever the contact was.
+_FORGOTTEN_S = 10 * LEASE_S
 _LEAVING_S = 0.5
 
 
@@ -51,7 +53,7 @@ class Replicas:
                 self._others.pop(entry.key, None)
             elif entry.key != self.name:
                 self._others[entry.key] = now - self._broker_clock.since(entry.timestamp)
-        for name in [name for name, at in self._others.items() if now - at > GATEWAYS_FORGOTTEN_S]:
+        for name in [name for name, at in self._others.items() if now - at > _FORGOTTEN_S]:
             del self._others[name]
 
     async def renew(self) -> None:
@@ -71,7 +73,3 @@ class Replicas:
         with suppress(BusError, TimeoutError):
             async with asyncio.timeout(_LEAVING_S):
                 await self._bucket.delete(self.name)
-
-
-#: After which a lease is no longer kept in mind, whatever the contact was.
-GATEWAYS_FORGOTTEN_S = 10 * LEASE_S
