@@ -40,10 +40,8 @@ def program(name: str, packages: Sequence[str]) -> Program:
     place = _TOOLS / packages[0]
     if not (place / "complete").exists():
         _unpack(packages, place)
-    found = next(
-        (place / folder / name for folder in ("usr/bin", "usr/sbin") if (place / folder / name).exists()), None
-    )
-    if found is None:
+    inside = [place / folder / name for folder in ("usr/bin", "usr/sbin") if (place / folder / name).exists()]
+    if not inside:
         raise NoSuchProgram(f"{name} is not in {', '.join(packages)}")
     libraries = {str(path.parent) for path in place.rglob("*.so*")}
     return Program(inside[0], {**os.environ, "LD_LIBRARY_PATH": ":".join(sorted(libraries))})
