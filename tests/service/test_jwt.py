@@ -174,6 +174,13 @@ async def test_no_other_signature_will_do(tokens: Tokens, clock: FakeClock, prov
     assert provider.asked == 1
 
 
+@pytest.mark.parametrize("crit", [[1], "b64", ["b64"], 5, None])
+async def test_no_header_that_a_stranger_makes_up_is_an_error_of_ours(tokens: Tokens, crit: object) -> None:
+    head = json.dumps({"alg": "RS256", "kid": RSA.kid, "crit": crit}).encode()
+    token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (head, b"{}", bytes(256)))
+    assert await tokens.verify(token) is None
+
+
 async def test_an_algorithm_that_is_strong_but_not_ours_is_refused(tokens: Tokens, clock: FakeClock) -> None:
     token = jwt.encode({"alg": "RS512", "kid": "rsa-1"}, claims(clock), RSA, algorithms=["RS512"])
     assert await tokens.verify(token) is None
