@@ -38,7 +38,7 @@ def check_listening(settings: Settings) -> bool:
     """
     if loopback(settings.host):
         return False
-    if settings.auth == "auto" and not settings.admin_key:
+    if settings.auth == "auto" and settings.keyless:
         raise SettingsError(
             f"GENFLEET_HOST={settings.host} can be reached from other machines, and no keys are asked for: whoever "
             "comes could submit jobs, read all results and drain workers. Do one of these:\n"
@@ -82,7 +82,7 @@ def names(settings: Settings) -> Names:
             raise SettingsError(
                 f"GENFLEET_CORS_ORIGINS: {origin!r} is not an origin: https://app.example.com, without a path"
             )
-    if "*" in origins and settings.auth == "auto" and not settings.admin_key:
+    if "*" in origins and settings.keyless:
         raise SettingsError(
             "GENFLEET_CORS_ORIGINS=* on a gateway that asks for no keys would let every web page in: name the origins"
         )

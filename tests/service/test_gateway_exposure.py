@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -239,9 +240,16 @@ async def test_any_origin_never_gets_credentials(broker: MemoryBroker, tmp_path:
         assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_any_origin_is_not_for_a_gateway_without_keys() -> None:
+@pytest.mark.parametrize("auth", ["auto", "open"])
+def test_any_origin_is_not_for_a_gateway_without_keys(auth: Literal["auto", "open"]) -> None:
     with pytest.raises(SettingsError, match="name the origins"):
-        names(Settings(cors_origins="*"))
+        names(Settings(cors_origins="*", auth=auth))
+
+
+def test_a_gateway_that_takes_tokens_alone_is_not_without_keys() -> None:
+    tokens = Settings(host="0.0.0.0", cors_origins="*", jwt_jwks_url="https://login.example/keys")
+    assert not check_listening(tokens)
+    assert names(tokens).any_origin
 
 
 @pytest.mark.parametrize(
