@@ -108,6 +108,7 @@ class GatewaySlot(Slot):
         process, settings = self.process, self.fleet.settings
         artifacts = SimArtifacts(self.fleet.files, process)
         self.live = Live(self.bus, settings, process.clock)
+        self.live.accounts.replicas.name = process.name  # by itself it would be another in each replay
         admission = Admission(self.bus, self.live, settings, process.clock)
         addresses = Addresses(Policy())
         self.submissions = Submissions(
