@@ -94,6 +94,8 @@ class Live:
         #: By job and the worker that says it: only that of the worker which has the job counts.
         self._progress: dict[str, dict[str, Progress]] = {}
         self._previews: dict[str, dict[str, Progress]] = {}
+        #: Jobs of whose progress was heard at the heartbeat before, and which are not in the view.
+        self._strange: set[str] = set()
         self.deliveries = Book(bus, clock, self.broker_clock)
         #: Told of every job that is seen to have ended.
         self.on_end: Callable[[JobRecord], None] = _ignored
@@ -148,6 +150,16 @@ class Live:
         while True:
             await self._clock.sleep(self._settings.sse_heartbeat_s)
             self.streams.beat()
+            self._forget_strange()
+
+    def _forget_strange(self) -> None:
+        """Progress may be heard of before its job is. Of a job that is still not there a heartbeat later it came too
+        late, or a worker made it up; nothing else would ever take it away."""
+        strange = {job for job in self._progress if job not in self._jobs} if self.caught_up else set()
+        for job in strange & self._strange:
+            del self._progress[job]
+            self._previews.pop(job, None)
+        self._strange = strange - self._strange
 
     async def _queue_news(self) -> None:
         while True:

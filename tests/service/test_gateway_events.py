@@ -349,3 +349,16 @@ async def test_another_workers_picture_is_not_shown(gw: GatewayUnderTest, fleet:
     await fleet.progress(job, running.epoch, 2, preview=b"not its worker's")
     await fleet.finish(job)
     assert await stream.events("preview") == []
+
+
+async def test_progress_of_jobs_that_there_are_not_is_forgotten(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    """A worker that makes up jobs fills no memory; what came a little before its job stays."""
+    running = await fleet.run((await gw.submit())["id"])
+    for job in (running.id, "0" * 32, "1" * 32):
+        await fleet.progress(job, running.epoch, 1, preview=b"look")
+    live = gw.parts.live
+    await gw.clock.advance(HEARTBEAT_S)
+    assert len(live._progress) == len(live._previews) == 3
+    await gw.clock.advance(HEARTBEAT_S)
+    assert set(live._progress) == set(live._previews) == {running.id}
+    assert live._strange == set()
