@@ -37,7 +37,7 @@ from shared.clock import Clock
 from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists, SettingsError
 from shared.inputs import KINDS
 from shared.lifecycle import Stamp, born, is_own_write
-from shared.messages import TERMINAL, Input, JobRecord, ModelCard, decode, encode
+from shared.messages import TERMINAL, Input, JobRecord, ModelCard, Output, decode, encode
 from shared.moderation import Moderation
 from shared.settings import Settings
 from shared.telemetry import about, log
@@ -117,7 +117,8 @@ class Submissions:
             InvalidRequest: a field cannot be served.
         """
         job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
-        inputs = await self._inputs(tenant, body, uploads, stack)
+        copies: dict[str, tuple[str, str]] = {}
+        inputs = await self._inputs(tenant, body, uploads, copies, stack)
         digest = _payload_hash(body, inputs)
         twin = self._twin(tenant, digest) if again and key is None else None
         if twin is not None:
@@ -147,6 +148,8 @@ class Submissions:
             await judged(self._moderation, record)
             for upload in uploads.values():
                 await self.files.store(tenant, upload)
+            for field, (source, key_of_copy) in copies.items():
+                await self._copy(source, key_of_copy, field)
             return await self._create(record, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
@@ -318,9 +321,15 @@ class Submissions:
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     async def _inputs(
-        self, tenant: str, body: SubmitBody, uploads: dict[str, Upload], stack: ExitStack
+        self,
+        tenant: str,
+        body: SubmitBody,
+        uploads: dict[str, Upload],
+        copies: dict[str, tuple[str, str]],
+        stack: ExitStack,
     ) -> dict[str, Input]:
-        """All input files by the names of ``JobRequest.inputs``. Data URIs join ``uploads``, which are stored later."""
+        """All input files by the names of ``JobRequest.inputs``. Data URIs join ``uploads``, and other jobs' outputs
+        ``copies`` (from which key to which, by field): both are stored later, when nothing refuses the job any more."""
         inputs = {}
         for field, source in _sources(body, uploads):
             allowed = FILES[field.partition(".")[0]]
@@ -330,7 +339,10 @@ class Submissions:
                 elif match := _FILE.fullmatch(source):
                     inputs[field] = await self._stored(tenant, match.group(1), field)
                 elif match := _OUTPUT.fullmatch(source):
-                    inputs[field] = await self._output(tenant, match.group(1), int(match.group(2)), field)
+                    output = await self._output(tenant, match.group(1), int(match.group(2)), field)
+                    key = input_key(tenant, output.sha256)
+                    copies[field] = output.key, key
+                    inputs[field] = Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
                 elif source.startswith(("http://", "https://")):
                     inputs[field] = _by_url(source, field)
                 else:
@@ -358,21 +370,22 @@ class Submissions:
             raise invalid(field, "no such file") from None
         return Input(key=key, media_type=found.media_type, size=found.size, sha256=sha256)
 
-    async def _output(self, tenant: str, job: str, index: int, field: str) -> Input:
-        """Another job's output, copied to the inputs so that it outlives that job."""
+    async def _output(self, tenant: str, job: str, index: int, field: str) -> Output:
+        """Another job's output."""
         try:
             record = (await self._live.find(ids.parse(job), tenant)).record
         except Problem:
             raise invalid(field, "no such job") from None
         if index >= len(record.outputs):
             raise invalid(field, f"the job has {len(record.outputs)} outputs")
-        output = record.outputs[index]
-        key = input_key(tenant, output.sha256)
+        return record.outputs[index]
+
+    async def _copy(self, source: str, key: str, field: str) -> None:
+        """Another job's output among the inputs, so that it outlives that job."""
         try:
-            await self._artifacts.put(key, self._artifacts.read(output.key))
+            await self._artifacts.put(key, self._artifacts.read(source))
         except ArtifactNotFound:
             raise invalid(field, "that output is no longer there") from None
-        return Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
 
 
 def aliases(text: str) -> dict[str, str]:

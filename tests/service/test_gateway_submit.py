@@ -13,9 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.submit import MAX_RECORD
+from shared.errors import ArtifactNotFound
 from shared.messages import Input, State
 from shared.settings import Settings
-from shared.topology import JOBS
+from shared.topology import JOBS, input_key
 from tests.support.clock import settle
 from tests.support.gateway import CARD, Fleet, GatewayUnderTest, gateway, png
 from tests.support.memory_bus import MemoryBroker
@@ -421,6 +422,19 @@ async def test_another_jobs_output_can_be_an_input(gw: GatewayUnderTest, fleet: 
     assert (await gw.artifacts.stat(record.request.image.key)).size == len(PNG), "it outlives that job"
     answer = await gw.client.post("/v1/jobs", json={"prompt": "a", "image": f"job:{view['id']}/outputs/0"})
     assert "has 0 outputs" in str(problem(answer, 422)["detail"])
+
+
+async def test_an_output_is_not_copied_for_a_job_that_is_refused(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    """It would be the store's room for nothing, beyond every limit of the tenant."""
+    done = await gw.submit(num_frames=1)
+    await fleet.run(done["id"])
+    made = (await fleet.finish(done["id"], PNG, "image/png")).outputs[0]
+    body = {"prompt": "a", "image": f"job:{done['id']}/outputs/0"}
+    problem(await gw.client.post("/v1/jobs", json={**body, "steps": 999}), 422)
+    with pytest.raises(ArtifactNotFound):
+        await gw.artifacts.stat(input_key("default", made.sha256))
+    assert (await gw.client.post("/v1/jobs", json=body)).status_code == 202
+    assert (await gw.artifacts.stat(input_key("default", made.sha256))).size == len(PNG)
 
 
 async def test_a_form_may_refer_to_a_kept_file(gw: GatewayUnderTest, fleet: Fleet) -> None:
