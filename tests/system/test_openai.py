@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 
 import httpx
 import openai
@@ -19,8 +20,9 @@ SMALL = {"num_frames": 5, "steps": 2, "seed": 3}
 
 
 @pytest.fixture
-def client(single: Fleet) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{single.url}/v1", api_key="none", max_retries=0, timeout=60)
+def client(single: Fleet) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{single.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
+        yield made
 
 
 def test_a_video_from_create_to_delete(client: openai.OpenAI) -> None:
@@ -78,7 +80,7 @@ def test_partial_images(client: openai.OpenAI) -> None:
 
 def test_a_client_that_goes_away_takes_its_picture_along(single: Fleet) -> None:
     hasty = openai.OpenAI(base_url=f"{single.url}/v1", api_key="none", max_retries=0, timeout=1.0)
-    with pytest.raises(openai.APITimeoutError):
+    with hasty, pytest.raises(openai.APITimeoutError):
         hasty.images.generate(prompt="a slow ball", size="256x256", n=4, extra_body={"steps": 100})
     jobs = httpx.get(f"{single.url}/v1/jobs", params={"task": "text-to-image"}, timeout=30).json()["data"]
     (job,) = [found for found in jobs if found["request"]["prompt"] == "a slow ball"]
