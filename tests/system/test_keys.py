@@ -75,13 +75,13 @@ def test_a_whole_life_with_keys(guarded: Fleet, tmp_path: Path) -> None:
     assert all(word in listed for word in (key_id, "active", "studio", "night shift"))
     assert secret not in listed
 
-    client = OpenAI(api_key=key, base_url=f"{guarded.url}/v1", max_retries=0)
-    assert len(client.videos.list().data) == 1
+    with OpenAI(api_key=key, base_url=f"{guarded.url}/v1", max_retries=0) as client:
+        assert len(client.videos.list().data) == 1
     browse(guarded, key)
 
     new = genfleet(guarded, "keys", "rotate", key_id, key=(guarded.data_dir / "admin-key").read_text())
     assert new.stdout.startswith(f"gf_{key_id}_")
-    with pytest.raises(AuthenticationError):
+    with OpenAI(api_key=key, base_url=f"{guarded.url}/v1", max_retries=0) as client, pytest.raises(AuthenticationError):
         client.videos.list()
     assert genfleet(guarded, "keys", "revoke", key_id, key_file=admin_file).returncode == 0
     assert genfleet(guarded, "jobs", key=new.stdout.strip()).returncode == 1
