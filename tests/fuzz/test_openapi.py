@@ -56,7 +56,8 @@ OPERATIONS = _operations()
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served_gateway(tmp_path_factory.mktemp("served")) as running:
+    with pytest.MonkeyPatch.context() as patch, served_gateway(tmp_path_factory.mktemp("served")) as running:
+        patch.setattr("gateway.dialects.cleanup._WAIT_S", 0.05)  # there is no scheduler that would do it
         yield running
 
 
