@@ -31,6 +31,9 @@ USES_S = 60.0
 _TRIES = 10
 #: Clocks of gateways differ, and one that is behind would take a session for a good one whose end is forgotten.
 _LATE_S = 3600.0
+#: So many ended sessions are kept at a time, a third of the bucket: who begins and ends sessions without end must not
+#: take the room in which keys are revoked.
+MOST_ENDED = 50_000
 
 
 class KeyBook:
@@ -125,6 +128,8 @@ class KeyBook:
 
     async def end_session(self, session: str, until: float) -> None:
         """That session is over, on every gateway. Raises ``Problem`` 503."""
+        if len(self._keys.ended) >= MOST_ENDED and session not in self._keys.ended:
+            raise Problem(503, "too many sessions have been ended of late: this one ends with its time or its key")
         value = encode(SessionEnd(session=session, until=until))
         try:
             await self._bus.bucket(KEYS.name).put(session_end(session), value)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from gateway import key_book
 from gateway.key_book import USES_S
 from shared.messages import SessionEnd, decode
 from shared.settings import Settings
@@ -213,3 +214,15 @@ async def test_the_bucket_knows_an_ended_session_by_its_id_alone(gw: GatewayUnde
         assert entry.key == f"ended.{ended.session}"
         assert cookie.encode() not in entry.value
         break
+
+
+async def test_ended_sessions_leave_room_to_revoke_keys(gw: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_book, "MOST_ENDED", 2)
+    made = await make(gw)
+    for status in (204, 204, 503):
+        begun = await begin(gw, made["key"])
+        answer = await gw.client.delete("/v1/session", headers={"X-CSRF-Token": begun["csrf_token"]})
+        assert answer.status_code == status
+    assert len(gw.parts.access.keys.ended) == 2
+    gw.client.cookies.clear()
+    assert (await gw.client.delete(f"/v1/keys/{made['id']}", headers=bearer(ADMIN))).status_code == 200
