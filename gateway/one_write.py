@@ -1,5 +1,7 @@
 """HTTP over uvicorn with one write per turn of the loop: it writes an answer's head and body each by itself, which is
-two calls of the system here and two awakenings of the client; with them a submit costs a tenth more."""
+two calls of the system here and two awakenings of the client; with them a submit costs a tenth more. And with bounds on
+a request's head, which it has none for: whoever may not come in yet must not fill the memory, nor stay without asking
+for anything."""
 
 from __future__ import annotations
 
@@ -10,6 +12,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Bytes that are not held back: the transport must get to say that a client does not read.
 _ENOUGH = 64 * 1024
+#: Bytes of a head, or of what else comes that is no body: more is not read.
+MOST_HEAD = 64 * 1024
+#: So long a head may take, and twice that at most; it is looked for that often.
+HEAD_S = 30.0
 
 
 class OneWrite:
@@ -45,7 +51,47 @@ class OneWrite:
 
 
 class OneWriteProtocol(HttpToolsProtocol):
-    """uvicorn's, over such a transport."""
+    """uvicorn's, over such a transport, and with bounds on a request's head."""
+
+    _unread = 0  #: bytes since there was a body, or the end of a head
+    _heading = True  #: whether a request's head is owed
+    _late = False  #: whether it was when it was looked for last
+    _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", OneWrite(transport, self.loop)))
+        self._look = self.loop.call_later(HEAD_S, self._look_for_a_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += len(data)
+        super().data_received(data)
+        if self._unread > MOST_HEAD and not self.transport.is_closing():
+            self.send_400_response("The request's head is too long.")
+
+    def on_message_begin(self) -> None:
+        self._heading, self._late = True, False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._heading, self._unread = False, 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread = 0
+        super().on_message_complete()
+
+    def _look_for_a_head(self) -> None:
+        if self._heading and self._late:
+            self.transport.close()
+            return
+        self._late = self._heading
+        self._look = self.loop.call_later(HEAD_S, self._look_for_a_head)
