@@ -22,7 +22,7 @@ from gateway.following import Following
 from gateway.index import JobIndex, QueueIndex
 from gateway.operators import Operators
 from gateway.retained import RetainedJobs
-from gateway.schema import JobView, QueueView
+from gateway.schema.jobs import JobView, QueueView
 from gateway.stored import kept
 from gateway.streams import Now, Streams
 from gateway.views import concerns, job_view

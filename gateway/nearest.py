@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from gateway.resolve import Offer, fits, nearest, parallel_of
-from gateway.schema import ParallelBody, SubmitBody
+from gateway.schema.requests import ParallelBody, SubmitBody
 from shared.messages import FloatRange, IntRange, ModelCard, Parallel
 
 

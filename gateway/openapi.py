@@ -4,8 +4,8 @@ document of it and of what the dialects say of theirs; a test holds both against
 
 from __future__ import annotations
 
-from gateway import schema
 from gateway.openapi_writer import BINARY, FILE, TEXT, Json, Multipart, Operation, file_answers, header, query
+from gateway.schema import fleet, jobs, requests
 
 _FILES = ("image", "last_image", "video", "mask", "pose", "face", "background")
 _ID: Json = {
@@ -29,7 +29,7 @@ _FILE_BODY: Json = {
 
 def operations() -> tuple[Operation, ...]:
     """Every operation of the gateway."""
-    view, job, bytes_ = schema.JobView, (_ID,), "application/octet-stream"
+    view, job, bytes_ = jobs.JobView, (_ID,), "application/octet-stream"
     return (
         Operation(
             method="post",
@@ -37,7 +37,7 @@ def operations() -> tuple[Operation, ...]:
             name="submit",
             tag="jobs",
             summary="Submit a job. Answered once it is stored durably; 200: it has ended, which was waited for.",
-            takes=schema.SubmitBody,
+            takes=requests.SubmitBody,
             form=Multipart(files=_FILES, several=("references",)),
             makes_jobs=True,
             answers={200: view, 202: view},
@@ -56,7 +56,7 @@ def operations() -> tuple[Operation, ...]:
                 query("limit", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}, "jobs per page"),
                 query("after", TEXT, "`next` of the page before"),
             ),
-            answers={200: schema.JobList},
+            answers={200: jobs.JobList},
             problems=(422, 503),
         ),
         Operation(
@@ -76,7 +76,7 @@ def operations() -> tuple[Operation, ...]:
             tag="jobs",
             summary="Give a queued job another priority.",
             parameters=job,
-            takes=schema.PatchBody,
+            takes=requests.PatchBody,
             answers={200: view},
             problems=(400, 404, 409, 410, 413, 415, 422, 503),
         ),
@@ -155,18 +155,18 @@ def operations() -> tuple[Operation, ...]:
             tag="files",
             summary="Keep an input file, to be named as `file:<id>`: the same content has the same id.",
             body=_FILE_BODY,
-            answers={201: schema.FileView},
+            answers={201: jobs.FileView},
             problems=(400, 413, 415, 422, 429, 503),
         ),
         *(
             Operation(method="get", path=path, name=name, tag=tag, summary=summary, answers={200: answer})
             for path, name, tag, summary, answer in (
-                ("/v1/models", "list_models", "fleet", "Models, their ranges and defaults.", schema.ModelList),
-                ("/v1/workers", "list_workers", "fleet", "Workers and what they do.", schema.WorkerList),
-                ("/v1/queue", "get_queue", "fleet", "The queue in numbers.", schema.QueueTotals),
-                ("/", "get_service", "service", "Where to look further.", schema.ServiceView),
-                ("/version", "get_version", "service", "Which genfleet this is.", schema.VersionView),
-                ("/healthz", "get_health", "service", "The process answers.", schema.HealthView),
+                ("/v1/models", "list_models", "fleet", "Models, their ranges and defaults.", fleet.ModelList),
+                ("/v1/workers", "list_workers", "fleet", "Workers and what they do.", fleet.WorkerList),
+                ("/v1/queue", "get_queue", "fleet", "The queue in numbers.", fleet.QueueTotals),
+                ("/", "get_service", "service", "Where to look further.", fleet.ServiceView),
+                ("/version", "get_version", "service", "Which genfleet this is.", fleet.VersionView),
+                ("/healthz", "get_health", "service", "The process answers.", fleet.HealthView),
                 ("/metrics", "get_metrics", "service", "Metrics for Prometheus.", "text/plain"),
                 ("/openapi.json", "get_openapi", "service", "This document.", "application/json"),
             )
@@ -177,7 +177,7 @@ def operations() -> tuple[Operation, ...]:
             name="get_readiness",
             tag="service",
             summary="The gateway can take jobs now.",
-            answers={200: schema.HealthView},
+            answers={200: fleet.HealthView},
             problems=(503,),
         ),
     )
@@ -186,13 +186,13 @@ def operations() -> tuple[Operation, ...]:
 def _operators() -> tuple[Operation, ...]:
     """What operators and admins do."""
     refused = (400, 413, 415, 422, 503)
-    queue, workers = schema.QueueTotals, schema.WorkerList
+    queue, workers = fleet.QueueTotals, fleet.WorkerList
     deeds = (
-        ("/v1/queue/hold", "hold_queue", "Give out no more jobs; submits are still taken.", queue, schema.ReasonBody),
+        ("/v1/queue/hold", "hold_queue", "Give out no more jobs; submits are still taken.", queue, requests.ReasonBody),
         ("/v1/queue/release", "release_queue", "Give out jobs again.", queue, None),
     )
     of_worker = (
-        ("drain", "Give a worker no more jobs, over its restarts, until it is resumed.", schema.ReasonBody),
+        ("drain", "Give a worker no more jobs, over its restarts, until it is resumed.", requests.ReasonBody),
         ("resume", "Give a worker jobs again: ends a drain and a quarantine.", None),
     )
     limits = "/v1/tenants/{tenant}/limits"
@@ -233,7 +233,7 @@ def _operators() -> tuple[Operation, ...]:
             tag="operators",
             summary="What a tenant may have, and has.",
             parameters=(_TENANT,),
-            answers={200: schema.LimitsView},
+            answers={200: fleet.LimitsView},
             problems=(422,),
         ),
         Operation(
@@ -243,8 +243,8 @@ def _operators() -> tuple[Operation, ...]:
             tag="operators",
             summary="Replace a tenant's share and limits.",
             parameters=(_TENANT,),
-            takes=schema.LimitsBody,
-            answers={200: schema.LimitsView},
+            takes=requests.LimitsBody,
+            answers={200: fleet.LimitsView},
             problems=refused,
         ),
     )

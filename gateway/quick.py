@@ -19,7 +19,7 @@ from gateway.metrics import Metrics
 from gateway.parts import AnyRequest, Gateway, encoded
 from gateway.problems import Problem
 from gateway.routes.jobs import submit
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from gateway.uploads import decode_json
 
 _PATH = "/v1/jobs"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from gateway import tasks
-from gateway.schema import ParallelBody, SubmitBody
+from gateway.schema.requests import ParallelBody, SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import (
     AttentionCache,

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from gateway.schema import QueueView
+from gateway.schema.jobs import QueueView
 from gateway.views import preview_event, progress_event, queue_event, transition_event
 from shared.messages import TERMINAL, JobRecord, Progress, State
 

@@ -27,7 +27,7 @@ from gateway.moderation import judged
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
-from gateway.schema import MAX_REFERENCES, SubmitBody
+from gateway.schema.requests import MAX_REFERENCES, SubmitBody
 from gateway.uploads import Upload, from_data_uri
 from gateway.webhooks.sending import Addresses
 from shared import guarded_http

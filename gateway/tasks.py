@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from msgspec import Struct
 
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import ModelCard, Task
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from gateway.parts import Gateway
-from gateway.schema import LimitsBody, LimitsView, UsageView
+from gateway.schema.fleet import LimitsView, UsageView
+from gateway.schema.requests import LimitsBody
 
 
 def limits_view(gateway: Gateway, tenant: str) -> LimitsView:

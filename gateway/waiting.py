@@ -15,7 +15,7 @@ from gateway.index import QueueIndex
 from gateway.memory import has_room, too_large
 from gateway.operators import Operators
 from gateway.resolve import fits
-from gateway.schema import QueueView
+from gateway.schema.jobs import QueueView
 from shared.clock import Clock
 from shared.fit import largest_volume, part, volume
 from shared.messages import TERMINAL, JobRecord, Parallel, Progress, Reason, State, WorkerLease

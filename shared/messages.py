@@ -1,4 +1,5 @@
-"""Everything that travels between genfleet's processes over the bus, in one file.
+"""Everything that travels between genfleet's processes over the bus, in one file: long, because who changes one side of
+a protocol must see the other, and nothing but declarations.
 
 Wire rules: JSON by msgspec; every message carries its ``kind``; unknown fields are ignored, and a field added later
 has a default, so that two versions understand each other during a rolling deploy. For the same reason words that may

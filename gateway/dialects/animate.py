@@ -14,7 +14,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from gateway.dialects.words import JobOptions, ended_at, iso, why
-from gateway.schema import JobView, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import ModelCard, State, Task
 

@@ -17,7 +17,8 @@ from gateway.openapi_writer import FILE, Operation, file_answers
 from gateway.parts import AnyRequest, gateway_of
 from gateway.problems import Problem, not_found
 from gateway.routes.outputs import served
-from gateway.schema import JobView, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import SubmitBody
 from shared.messages import State
 
 #: From our field to theirs, for errors.

@@ -19,7 +19,8 @@ from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import not_found
 from gateway.routes.outputs import served
-from gateway.schema import JobView, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import SubmitBody
 from gateway.uploads import read_json
 from shared.messages import State
 

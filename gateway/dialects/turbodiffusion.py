@@ -20,7 +20,8 @@ from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid
 from gateway.resolve import nearest
-from gateway.schema import JobView, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import SubmitBody
 from gateway.uploads import content_type, read_form
 from shared.messages import JobRecord, ModelCard, State, Task
 from shared.topology import output_key

@@ -19,7 +19,8 @@ from gateway.index import Filters
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import bus_down
-from gateway.schema import JobView, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import SubmitBody
 from gateway.uploads import Upload
 from shared.errors import InvalidRequest
 from shared.messages import State

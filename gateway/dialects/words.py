@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from gateway.problems import FieldError, Problem
-from gateway.schema import CacheBody, JobView, Metadata, ParallelBody, Priority, Seconds, SubmitBody, WebhookUrl, Word
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import CacheBody, Metadata, ParallelBody, Priority, Seconds, SubmitBody, WebhookUrl, Word
 from shared.errors import InvalidRequest
 from shared.messages import State
 

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from gateway.auth import Role, caller_of, may
 from gateway.fleet import mean_step_s
+from gateway.fleet_views import model_view, worker_view
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
-from gateway.schema import ModelList, QueueTotals, WorkerList
-from gateway.views import model_view, worker_view
+from gateway.schema.fleet import ModelList, QueueTotals, WorkerList
 from shared.messages import TERMINAL
 
 

@@ -14,7 +14,7 @@ from gateway.dialects import registry
 from gateway.dialects.wan_api import monitored
 from gateway.parts import VERSION, AnyRequest, answer, gateway_of
 from gateway.problems import Problem, not_found
-from gateway.schema import HealthView, ServiceView, VersionView
+from gateway.schema.fleet import HealthView, ServiceView, VersionView
 from shared.errors import BusError
 
 _ROUND_TRIP_S = 2.0

@@ -16,7 +16,8 @@ from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
-from gateway.schema import JobList, PatchBody, SubmitBody
+from gateway.schema.jobs import JobList
+from gateway.schema.requests import PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, Upload, content_type, read_form, read_json
 from shared.messages import TERMINAL, JobRecord, State

@@ -13,7 +13,7 @@ from gateway.names import TENANT, WORKER
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import invalid, not_found
 from gateway.routes.fleet import queue_totals, worker_views
-from gateway.schema import LimitsBody, ReasonBody
+from gateway.schema.requests import LimitsBody, ReasonBody
 from gateway.uploads import decode_json, read, read_json
 from gateway.usage import limits_view
 from shared.messages import TenantLimits

@@ -17,7 +17,7 @@ from gateway.links import key_of, name_of
 from gateway.openapi_writer import TEXT, Json, Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import Problem, invalid, not_found
-from gateway.schema import FileView
+from gateway.schema.jobs import FileView
 from gateway.uploads import Upload, chunks, content_type, finish, read_form, temporary
 from shared.artifacts import Artifacts
 from shared.errors import ArtifactNotFound

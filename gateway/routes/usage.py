@@ -12,7 +12,7 @@ from gateway.names import TENANT
 from gateway.openapi_writer import TEXT, Operation, query
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import bus_down, invalid
-from gateway.schema import UsageList
+from gateway.schema.fleet import UsageList
 from gateway.usage import tenants, usage_view
 
 _PARAMETERS = frozenset({"tenant", "after", "limit"})

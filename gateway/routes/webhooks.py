@@ -16,7 +16,7 @@ from gateway.names import TENANT
 from gateway.openapi_writer import TEXT, Event, Operation, query
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem, bus_down, invalid
-from gateway.schema import WebhookView
+from gateway.schema.jobs import WebhookView
 from gateway.uploads import read_json
 from gateway.webhooks.book import Known
 from gateway.webhooks.replay import Which

@@ -19,7 +19,7 @@ from sortedcontainers import SortedSet
 
 from gateway.broker_clock import BrokerClock
 from gateway.entries import decoded
-from gateway.schema import WebhookView
+from gateway.schema.jobs import WebhookView
 from shared.bus import Batch, Bus, Entry
 from shared.clock import Clock
 from shared.errors import BusUnavailable

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.schema import ErrorView, WebhookUrl
+from gateway.schema.jobs import ErrorView
+from gateway.schema.requests import WebhookUrl
 
 
 class WebhookOutput(Struct, frozen=True, kw_only=True):

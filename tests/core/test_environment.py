@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from shared import environment
 from shared.environment import NAMES
 from shared.settings import Settings

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.resolve import UNANNOUNCED, Offer, describe, fits, resolve
-from gateway.schema import ParallelBody, SubmitBody
+from gateway.schema.requests import ParallelBody, SubmitBody
 from scheduler.events import Wish
 from scheduler.policy import offers as scheduler_offers
 from shared.errors import InvalidRequest

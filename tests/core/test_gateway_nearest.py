@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from gateway.nearest import adapted
 from gateway.resolve import Offer, resolve
-from gateway.schema import ParallelBody, SubmitBody
+from gateway.schema.requests import ParallelBody, SubmitBody
 from shared.messages import IntRange, Layout
 from tests.support.gateway import CARD
 

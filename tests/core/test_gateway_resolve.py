@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from gateway.resolve import UNANNOUNCED, Offer, integer, nearest, resolve
-from gateway.schema import CacheBody, ParallelBody, StepCacheBody, SubmitBody
+from gateway.schema.requests import CacheBody, ParallelBody, StepCacheBody, SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import (
     AttentionCache,

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.resolve import UNANNOUNCED, resolve
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from gateway.tasks import TAKES
 from shared.errors import InvalidRequest
 from shared.messages import FloatRange, Input, IntRange, JobRequest, ModelCard, Task

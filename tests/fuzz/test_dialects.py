@@ -20,7 +20,7 @@ from gateway.forms import converted
 from gateway.nearest import adapted
 from gateway.problems import Problem
 from gateway.resolve import UNANNOUNCED, Offer, resolve
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from gateway.uploads import decode_json
 from gateway.views import job_view
 from shared import lifecycle

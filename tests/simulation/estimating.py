@@ -16,7 +16,7 @@ from gateway.broker_clock import BrokerClock
 from gateway.fleet import Fleet
 from gateway.index import QueueIndex
 from gateway.operators import Operators
-from gateway.schema import QueueView
+from gateway.schema.jobs import QueueView
 from gateway.waiting import Waiting
 from scheduler.events import ControlSeen, Event, JobSeen, LeaseGone, LeaseSeen, Summary, WriteWon
 from scheduler.simulate import Simulation

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.history.check import Submit
 from gateway.problems import Problem
-from gateway.schema import ParallelBody, SubmitBody
+from gateway.schema.requests import ParallelBody, SubmitBody
 from shared.errors import BusError, InvalidRequest
 from shared.messages import TERMINAL, State
 from tests.simulation.fleet import Fleet, GatewaySlot, Slot

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.admission import Admission
 from gateway.changes import Changes
 from gateway.live import Live
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from gateway.submit import Submissions
 from gateway.webhooks.sending import Addresses
 from scheduler.invariants import check

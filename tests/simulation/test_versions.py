@@ -9,7 +9,7 @@ import pytest
 
 from deploy.history.check import Submit
 from gateway.problems import Problem
-from gateway.schema import SubmitBody
+from gateway.schema.requests import SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, State, decode, encode
 from tests.core.test_history import succeeded

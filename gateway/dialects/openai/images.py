@@ -22,7 +22,8 @@ from gateway.ends import ended, ended_or_left
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem
-from gateway.schema import PreviewView, Prompt, SubmitBody, Word
+from gateway.schema.jobs import PreviewView
+from gateway.schema.requests import Prompt, SubmitBody, Word
 from gateway.uploads import read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
 

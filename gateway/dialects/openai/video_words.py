@@ -9,7 +9,8 @@ from msgspec.structs import asdict, replace
 
 from gateway.dialects.words import ended_at, fraction
 from gateway.resolve import nearest
-from gateway.schema import CacheBody, JobView, LoraBody, ParallelBody, Prompt, StepCacheBody, SubmitBody
+from gateway.schema.jobs import JobView
+from gateway.schema.requests import CacheBody, LoraBody, ParallelBody, Prompt, StepCacheBody, SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import Input, JobRecord, JobRequest, ModelCard, State, Task
 
