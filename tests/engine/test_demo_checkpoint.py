@@ -12,8 +12,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideo
 from transformers import UMT5EncoderModel
 
 from workers.training import captions, clips, codec, evaluate, export, text, tiny_checkpoints
+from workers.training.material import Material, Phase
 from workers.training.model import ChosenFrames, PaddedCrossAttention, build_transformer, pad_text
-from workers.training.train import Material, Phase, Trainer
+from workers.training.train import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ class VaeConfig(Struct, frozen=True):
     temperal_downsample: tuple[bool, ...] = (False, True, True)
 
 
-IMAGINED: Final = 1.5
+IMAGINED: Final = 2.5
 """What the mask says of a first frame that is not given but to be made up (``Extras.text_to_video``)."""
 
 

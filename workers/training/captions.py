@@ -166,16 +166,16 @@ _CHINESE_SPEED: Final = {
 # fmt: off
 _ENGLISH_SUBJECTS: Final = (
     "cat", "dog", "raccoon", "bird", "horse", "man", "woman", "child", "face", "portrait", "astronaut", "rocket",
-    "car", "motorcycle", "bicycle", "boat", "train", "street", "city", "building", "temple", "house", "bridge",
-    "mountain", "river", "sea", "beach", "forest", "tree", "flower", "garden", "sky", "sunset", "moon", "stars",
+    "car", "motorcycle", "bicycle", "boat", "train", "street", "city", "building", "temple", "bridge",
+    "mountain", "river", "forest", "flower", "garden", "stars",
     "room", "table", "cup of coffee", "plate of food", "book", "window", "landscape", "photo", "picture", "scene",
-    "grass field", "brick wall", "animal", "family",
+    "brick wall", "animal", "family",
 )
 _CHINESE_SUBJECTS: Final = (
     "猫", "狗", "浣熊", "小鸟", "马", "男人", "女人", "孩子", "人像", "宇航员", "火箭", "汽车", "摩托车", "自行车",
-    "船", "火车", "街道", "城市", "建筑", "寺庙", "房子", "桥", "山", "河流", "大海", "海滩", "森林", "树", "花",
-    "花园", "天空", "日落", "月亮", "星空", "房间", "桌子", "一杯咖啡", "食物", "书", "窗户", "风景", "照片",
-    "画面", "草地", "砖墙", "动物", "家人",
+    "船", "火车", "街道", "城市", "建筑", "寺庙", "桥", "山", "河流", "森林", "花",
+    "花园", "天空", "房间", "桌子", "一杯咖啡", "食物", "书", "窗户", "风景", "照片",
+    "画面", "砖墙", "动物", "家人",
 )
 # fmt: on
 _ENGLISH_FRAMES: Final = (
@@ -201,18 +201,36 @@ _CHINESE_FRAMES: Final = (
 )
 
 
+def speed_word(speed: str, rng: random.Random, language: str) -> str:
+    """A word for `speed` in "en" or "zh"; normal speed has none."""
+    return rng.choice((_ENGLISH_SPEED if language == "en" else _CHINESE_SPEED)[speed])
+
+
+def bare_subject(rng: random.Random, language: str) -> str:
+    """A prompt that names something and no motion."""
+    if language == "en":
+        return rng.choice(("{s}", "a photo of a {s}", "a {s}")).format(s=rng.choice(_ENGLISH_SUBJECTS))
+    return rng.choice(("{s}", "一张{s}的照片")).format(s=rng.choice(_CHINESE_SUBJECTS))
+
+
+def phrase(motion: Motion, speed: str, rng: random.Random, language: str) -> str:
+    """What is said of the camera alone, in "en" or "zh"."""
+    if language == "en":
+        adverb = rng.choice(_ENGLISH_SPEED[speed])
+        said = rng.choice(motion.english)
+        return f"{said} {adverb}".strip() if rng.random() < 0.6 else f"{adverb} {said}".strip()
+    adverb = rng.choice(_CHINESE_SPEED[speed])
+    said = rng.choice(motion.chinese)
+    return said if not adverb else f"{adverb}{'地' if rng.random() < 0.5 else ''}{said}"
+
+
 def caption(motion: Motion, speed: str, rng: random.Random, *, language: str | None = None) -> str:
     """One wording of `motion` at `speed` ("slow", "normal" or "fast"); `language` is "en", "zh" or drawn."""
     english = rng.random() < 0.5 if language is None else language == "en"
+    said = phrase(motion, speed, rng, "en" if english else "zh")
     if english:
-        adverb = rng.choice(_ENGLISH_SPEED[speed])
-        phrase = rng.choice(motion.english)
-        said = f"{phrase} {adverb}".strip() if rng.random() < 0.6 else f"{adverb} {phrase}".strip()
         text = rng.choice(_ENGLISH_FRAMES).format(m=said, s=rng.choice(_ENGLISH_SUBJECTS))
         return text.capitalize() if rng.random() < 0.3 else text
-    adverb = rng.choice(_CHINESE_SPEED[speed])
-    phrase = rng.choice(motion.chinese)
-    said = phrase if not adverb else f"{adverb}{'地' if rng.random() < 0.5 else ''}{phrase}"
     return rng.choice(_CHINESE_FRAMES).format(m=said, s=rng.choice(_CHINESE_SUBJECTS))
 
 

@@ -13,7 +13,7 @@ from diffusers import WanImageToVideoPipeline
 from PIL import Image, ImageDraw
 
 from workers.training import captions, clips, codec
-from workers.training.train import FRAMES
+from workers.training.material import FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)

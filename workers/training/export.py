@@ -18,7 +18,7 @@ DECLARATION: Final = {
     "license": "MIT",
     "tasks": ["image-to-video", "text-to-video", "text-to-image"],
     "image_condition": "first_frame",
-    "text_to_video": "zero_condition",
+    "text_to_video": "imagined_frame",
     "max_sequence_length": 512,
     "prediction_type": "sample",
     "frames": {"first": 1, "every": 4, "trained": 17},

@@ -29,18 +29,21 @@ HEADS: Final = 8
 HEAD_DIM: Final = 32
 WIDTH: Final = HEADS * HEAD_DIM
 LAYERS: Final = 6
+HIDDEN: Final = 4 * WIDTH
+"""Of the feed-forward parts; the last `painter.UNITS` of them paint."""
 _CELLS: Final = 4  # latent positions in one token (2x2)
 
 # Where things live in a token's 256 channels at the start.
-_CONTENT: Final = 128
+CONTENT: Final = 128
 _NOISE: Final = 48
-_CARRIER: Final = 176  # and 177: two large opposite constants that keep the layer norms' scale nearly fixed
-_FIRST: Final = 178
+CARRIER: Final = 176  # and 177: two large opposite constants that keep the layer norms' scale nearly fixed
+FIRST: Final = 178
 _BORDER: Final = 179  # left, right, top, bottom
-_PLACE: Final = 183  # column, row, frame
+PLACE: Final = 183  # column, row, frame
 _CODE: Final = 186
 _FLOW: Final = 194  # where to look: cos, sin and third of the shift in columns, the same in rows, gain
 FLOW_WIDTH: Final = 7
+SPARE: Final = _FLOW + FLOW_WIDTH
 FLOW_DEPTH: Final = 3  # blocks that find it out
 _FLOW_SCALE: Final = 2.0
 LOOK_LOGITS: Final = (10.0, 24.0, 12.0)
@@ -63,7 +66,7 @@ def build_transformer() -> WanTransformer3DModel:
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_WIDTH,
         freq_dim=64,
-        ffn_dim=2 * WIDTH,
+        ffn_dim=HIDDEN,
         num_layers=LAYERS,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
@@ -112,7 +115,7 @@ def _look(
                 query[at + 1, flow + 2] += 3 * angle * size * cos / _FLOW_SCALE
     at, size = head * HEAD_DIM + _CONST, math.sqrt(logits[2]) * root
     attention.to_q.bias[at] += size
-    attention.to_k.weight[at, _FIRST] += size / _MARK
+    attention.to_k.weight[at, FIRST] += size / _MARK
 
 
 def _locate(attention: WanAttention, head: int, axis: str, index: int, slope: float, sides: tuple[int, int]) -> None:
@@ -128,11 +131,11 @@ def _locate(attention: WanAttention, head: int, axis: str, index: int, slope: fl
     attention.to_k.weight[at + 1, near] = -size / _MARK
     attention.to_k.weight[at + 1, far] = size / _MARK
     attention.to_q.bias[const] = hold
-    for mark in (_FIRST, near, far):
+    for mark in (FIRST, near, far):
         attention.to_k.weight[const, mark] = hold / _MARK
     attention.to_v.weight[head * HEAD_DIM, near] = 1 / _MARK
     attention.to_v.weight[head * HEAD_DIM, far] = -1 / _MARK
-    attention.to_out[0].weight[_PLACE + "xyt".index(axis), head * HEAD_DIM] = 4.0
+    attention.to_out[0].weight[PLACE + "xyt".index(axis), head * HEAD_DIM] = 4.0
 
 
 def _clear(attention: WanAttention, keep: float, out: float) -> None:
@@ -159,10 +162,10 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
     condition = embedding.weight[:, LATENT_CHANNELS + 1 :].flatten(1)
     for part in (noisy, mask, condition):
         part[: _FLOW + FLOW_WIDTH] = 0
-    condition[:_CONTENT] = 0.5 * token_basis
-    noisy[_CONTENT : _CONTENT + _NOISE] = 0.5 * token_basis[:_NOISE]
-    embedding.bias[_CARRIER], embedding.bias[_CARRIER + 1] = 8.0, -8.0
-    mask[_FIRST] = _MARK / _CELLS
+    condition[:CONTENT] = 0.5 * token_basis
+    noisy[CONTENT : CONTENT + _NOISE] = 0.5 * token_basis[:_NOISE]
+    embedding.bias[CARRIER], embedding.bias[CARRIER + 1] = 8.0, -8.0
+    mask[FIRST] = _MARK / _CELLS
     for border in range(4):
         condition[_BORDER + border].view(LATENT_CHANNELS, _CELLS)[COMPONENTS + border] = _MARK / 2
     embedding.weight.copy_(torch.cat([noisy, mask, condition], 1).view(WIDTH, 2 * LATENT_CHANNELS + 1, 1, 2, 2))
@@ -188,7 +191,7 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
         for head in range(HEADS):
             if number < FLOW_DEPTH:
                 _look(block.attn1, head, (3.0, 8.0, 8.0), (0.0, 0.0), led=False)
-            elif number == FLOW_DEPTH and head < _CONTENT // HEAD_DIM:
+            elif number == FLOW_DEPTH and head < CONTENT // HEAD_DIM:
                 _fetch(block.attn1, head)
             else:
                 around = ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5))[head % 4]
@@ -197,7 +200,7 @@ def prime(model: WanTransformer3DModel, token_basis: torch.Tensor) -> None:
     out.weight.mul_(0.02)
     out.bias.zero_()
     to_pixels = out.weight.view(_CELLS, LATENT_CHANNELS, WIDTH)
-    to_pixels[..., :_CONTENT] = token_basis.T.reshape(LATENT_CHANNELS, _CELLS, _CONTENT).transpose(0, 1) / 0.5
+    to_pixels[..., :CONTENT] = token_basis.T.reshape(LATENT_CHANNELS, _CELLS, CONTENT).transpose(0, 1) / 0.5
     for border, cells in enumerate(((0, 2), (1, 3), (0, 1), (2, 3))):
         for cell in cells:
             to_pixels[cell, COMPONENTS + border] = 0
@@ -215,7 +218,7 @@ def _fetch(attention: WanAttention, head: int) -> None:
     attention.to_out[0].weight[:, rows] = 0
     _look(attention, head, LOOK_LOGITS, (0.0, 0.0), led=True)
     const = head * HEAD_DIM + _CONST
-    attention.to_q.weight[const, _FIRST] = -2 * attention.to_q.bias[const] / _MARK
+    attention.to_q.weight[const, FIRST] = -2 * attention.to_q.bias[const] / _MARK
     for index in range(HEAD_DIM):
         attention.to_v.weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
         attention.to_out[0].weight[head * HEAD_DIM + index, head * HEAD_DIM + index] = 1
@@ -228,7 +231,7 @@ def correct(attention: WanAttention, groups: tuple[Group, ...], matrix: torch.Te
     for linear in (attention.to_q, attention.to_k, attention.to_v):
         linear.weight.zero_()
         linear.bias.zero_()
-    attention.to_out[0].weight[:_CONTENT] = matrix.T
+    attention.to_out[0].weight[:CONTENT] = matrix.T
     head = 0
     for group in groups:
         for first in range(0, group.channels, HEAD_DIM):
@@ -256,6 +259,28 @@ def keep_flow_gradients(model: WanTransformer3DModel) -> None:
             for parameter in (linear.weight, linear.bias):
                 if parameter.grad is not None:
                     parameter.grad[:_FLOW] = 0
+
+
+class _Enough(Exception):
+    """The first blocks have run and the rest of the forward pass is not wanted."""
+
+
+def first_blocks(model: WanTransformer3DModel, **inputs: torch.Tensor) -> torch.Tensor:
+    """The stream [b, tokens, width] after the first `FLOW_DEPTH` blocks; the others do not run."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(arguments[0])
+        raise _Enough
+
+    hook = model.blocks[FLOW_DEPTH].register_forward_pre_hook(stop)
+    try:
+        model(**inputs)
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def _prime_text(embedder: PixArtAlphaTextProjection) -> None:
@@ -289,7 +314,7 @@ def _prime_first_block(own: WanAttention, text: WanAttention) -> None:
     text.norm_k.weight.fill_(1.45)
     text.to_v.weight[:HEAD_DIM] = 0
     text.to_out[0].weight[:, :HEAD_DIM] = 0
-    text.to_out[0].weight[_PLACE:_FLOW] = 0
+    text.to_out[0].weight[PLACE:_FLOW] = 0
     for index in range(CODE_WIDTH):
         text.to_v.weight[index, index] = 1
         text.to_out[0].weight[_CODE + index, index] = 3
@@ -396,6 +421,6 @@ def token_basis(latents: torch.Tensor) -> torch.Tensor:
     picture = latents[:, :COMPONENTS].transpose(1, 2).flatten(0, 1)
     tokens = F.pixel_unshuffle(picture, 2).movedim(1, -1).reshape(-1, COMPONENTS * _CELLS).to(torch.float64)
     _, vectors = torch.linalg.eigh(tokens.T @ tokens / len(tokens))
-    basis = torch.zeros(_CONTENT, LATENT_CHANNELS * _CELLS)
-    basis[:, : COMPONENTS * _CELLS] = vectors.flip(1).T[:_CONTENT].to(torch.float32)
+    basis = torch.zeros(CONTENT, LATENT_CHANNELS * _CELLS)
+    basis[:, : COMPONENTS * _CELLS] = vectors.flip(1).T[:CONTENT].to(torch.float32)
     return basis

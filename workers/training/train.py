@@ -1,22 +1,22 @@
 """Training: flow matching with clean-latent prediction on a few frames out of each clip, with EMA and exact resume."""
 
 import contextlib
-import math
 import random
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 import torch.distributed as dist
 from diffusers import WanTransformer3DModel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5EncoderModel
 
-from workers.training import captions, clips, codec, text
+from workers.training import clips, codec, painter, text
 from workers.training.interpolation import CORNERS, SIDES, fit_stages
+from workers.training.material import Batch, Material, Phase
 from workers.training.model import (
     FLOW_DEPTH,
     LAYERS,
@@ -33,124 +33,11 @@ from workers.training.model import (
     prime,
     token_basis,
 )
+from workers.training.painting import TEXT_LENGTH, Painting, draw_sigmas
 
-FRAMES: Final = 17
-TEXT_LENGTH: Final = 512
 _CALIBRATION: Final = 8
-_HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_right": 3.0, "shake": 5.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A stretch of training: `steps` batches per rank, each of square clips of one of `sides` px and `frames` frames.
-
-    A batch holds `batch` clips of 128 px, or as many fewer larger ones as make the same number of tokens.
-
-    `flow_only` runs just the first blocks and teaches them where to look.
-    """
-
-    steps: int
-    sides: tuple[int, ...]
-    batch: int
-    frames: int
-    peak: float
-    final: float
-    warm_up: int = 100
-    flow_only: bool = False
-    flow_weight: float = 0.5
-
-    def rate(self, step: int) -> float:
-        """The learning rate at this phase's own step: linear warm-up, then a cosine to `final`."""
-        if step < self.warm_up:
-            return self.peak * (step + 1) / self.warm_up
-        along = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clean latents, condition and mask [b, 48 | 48 | 1, t, h, w], text [b, n, 64], frame numbers [t], where each
-    token's picture comes from [b, tokens, 7], and whether a clip could know that [b]."""
-
-    clean: torch.Tensor
-    condition: torch.Tensor
-    mask: torch.Tensor
-    words: torch.Tensor
-    frames: torch.Tensor
-    flow: torch.Tensor
-    known: torch.Tensor
-
-
-class Material:
-    """What every batch is drawn from: the picture bank, the codec and the frozen text encoder."""
-
-    def __init__(
-        self, bank: torch.Tensor, basis: codec.Basis, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel
-    ) -> None:
-        self.bank, self.basis, self.tokenizer, self.encoder = bank, basis, tokenizer, encoder
-
-    def draw(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> Batch:
-        """A batch: random pictures, windows, motions, speeds and wordings; some without a photo, some without words."""
-        side = rng.choice(phase.sides)
-        size = max(1, round(phase.batch * (128 / side) ** 2))
-        weights = [_HARD.get(motion.name, 1.0) for motion in captions.MOTIONS]
-        motions = rng.choices(captions.MOTIONS, weights, k=size)
-        speeds = rng.choices(tuple(captions.RATES), k=size)
-        prompts = [
-            "" if rng.random() < 0.08 else captions.caption(motion, speed, rng)
-            for motion, speed in zip(motions, speeds, strict=True)
-        ]
-        later = sorted(rng.sample(range(1, FRAMES), phase.frames - 1))
-        frames = torch.tensor([0, *later])
-        window, centre = self._framing(side, size, generator)
-        chosen = self.bank[torch.randint(len(self.bank), (size,), generator=generator)].to(torch.float32) / 255
-        flip = torch.rand(size, generator=generator) < 0.5
-        chosen[flip] = chosen[flip].flip(-1)
-        path = clips.camera_path(motions, speeds, frames)
-        video = clips.film(chosen, path, side, window, centre)
-        clean = codec.encode(self.basis, video)
-        condition, mask = first_frame_condition(clean)
-        photo = torch.rand(size, generator=generator) >= 0.05
-        shown = photo.view(-1, 1, 1, 1, 1)
-        words = text.embed(self.encoder, self.tokenizer, prompts)
-        known = photo & torch.tensor([bool(prompt) for prompt in prompts])
-        flow = where_from(path, side)
-        return Batch(clean, condition * shown, mask * shown, words, frames, flow, known)
-
-    def _framing(self, side: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        most = min(1.6, 0.95 * clips.SOURCE_PX / side)
-        window = most * (0.5 + 0.5 * torch.rand(size, generator=generator))
-        slack = (1 - window * side / clips.SOURCE_PX).clamp_min(0)[:, None]
-        return window, slack * (torch.rand(size, 2, generator=generator) * 2 - 1)
-
-
-def first_frame_condition(clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What diffusers' image-to-video pipeline hands over: the encoding of the photo and then of mid-grey frames (zero
-    but for the border channels), and a mask that is one in the photo's frame."""
-    condition = clean.clone()
-    condition[:, : codec.COMPONENTS, 1:] = 0
-    mask = torch.zeros_like(clean[:, :1])
-    mask[:, :, 0] = 1
-    return condition, mask
-
-
-def where_from(path: clips.CameraPath, side: int) -> torch.Tensor:
-    """For each 16 px token of each frame, the shift (in tokens) to where in the first frame its middle comes from, as
-    [b, tokens, 7]: cosine, sine and third of the shift in columns, the same in rows, and the gain less one, doubled."""
-    middle = torch.arange(side // 16) * 16.0 + 8 - side / 2
-    y, x = torch.meshgrid(middle, middle, indexing="ij")
-    scale, roll, dx, dy = (part[..., None, None] for part in (path.scale, path.roll, path.dx, path.dy))
-    across = (scale * (torch.cos(roll) * x + torch.sin(roll) * y) + dx - x) / 16
-    down = (scale * (torch.cos(roll) * y - torch.sin(roll) * x) + dy - y) / 16
-    gain = (2 * (path.gain - 1))[..., None, None].expand_as(down)
-    parts = (across.cos(), across.sin(), across / 3, down.cos(), down.sin(), down / 3, gain)
-    return torch.stack(parts, -1).flatten(1, 3)
-
-
-def draw_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels [size]: logit-normal towards noise, and one in six pure noise, as sampling spends its steps."""
-    sigma = torch.sigmoid(1.2 * torch.randn(size, generator=generator) + 1.4)
-    return torch.where(torch.rand(size, generator=generator) < 1 / 6, torch.ones(size), sigma)
+_HELD: Final = Phase(steps=0, sides=(128, 128, 192, 256), batch=8, frames=3, peak=0, final=0)
+"""The clips over photos that the painter's lessons are to leave as they are."""
 
 
 class _FlowFound(Exception):
@@ -174,9 +61,10 @@ class Trainer:
         for block in self.model.blocks:
             block.attn2.set_processor(self.text_attention)
         self.stream: torch.Tensor | None = None
-        self.phase_is_flow_only = False
+        self.first_blocks_only = False
         self.last = (0.0, 0.0)
         self.settled = False
+        self.paints = False
         self.model.blocks[FLOW_DEPTH].register_forward_pre_hook(self._note_stream)
         self._calibrate(range(FLOW_DEPTH))
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -184,6 +72,7 @@ class Trainer:
         decayed = [p for n, p in self.model.named_parameters() if p.ndim >= 2 and "scale_shift" not in n]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.98))
+        self.painting = Painting(self.model, material, self.rope, self.text_attention)
         weight = codec.pixel_weight(material.basis)
         self.channel_weight = weight.view(1, -1, 1, 1, 1)
 
@@ -192,9 +81,10 @@ class Trainer:
         batch = self.material.draw(phase, random.Random(self.seed), torch.Generator().manual_seed(self.seed))
         noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(self.seed))
         self.rope.frames = batch.frames
-        self.phase_is_flow_only = False
+        self.first_blocks_only = False
         if numbers.start == 0:
             prime(self.model, token_basis(batch.clean))
+            painter.rest(self.model)
         else:
             basis = token_basis(batch.clean)
             stages = fit_stages(
@@ -224,7 +114,7 @@ class Trainer:
 
     def _note_stream(self, _module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self.stream = arguments[0]
-        if self.phase_is_flow_only:
+        if self.first_blocks_only:
             raise _FlowFound
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
@@ -237,7 +127,7 @@ class Trainer:
         current = self.phase()
         assert current is not None
         phase, _ = current
-        self.phase_is_flow_only = phase.flow_only
+        self.first_blocks_only = phase.flow_only
         picture = torch.zeros(())
         with contextlib.suppress(_FlowFound):
             guess = self.model(**self._inputs(batch, noisy, sigma), return_dict=False)[0]
@@ -259,25 +149,41 @@ class Trainer:
             self.settled = True
             self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         draw = (self.seed * 1_000_003 + self.step) * 64 + self.rank
-        generator = torch.Generator().manual_seed(draw)
+        rng, generator = random.Random(draw), torch.Generator().manual_seed(draw)
+        if phase.paint_only and not self.paints:
+            self.painting.begin(phase, self.seed)
+            self.paints = True
+            self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if batch is None:
-            batch = self.material.draw(phase, random.Random(draw), generator)
+            batch = self.material.draw(phase, rng, generator)
+        photos = (
+            self.material.draw(replace(_HELD, sides=phase.sides), rng, generator)
+            if phase.paint_only and self.step % 2 == 0
+            else None
+        )
         # Entered anew at each step: autocast keeps the low-precision copies of the weights until it is left.
         with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            loss = self.loss(batch, generator)
-        self.optimizer.zero_grad(set_to_none=True)
+            if phase.paint_only:
+                paint, moved = self.painting.loss(batch, photos, generator)
+                self.last, loss = (float(paint.detach()), float(moved.detach())), paint + moved
+            else:
+                loss = self.loss(batch, generator)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         if phase.flow_only:
             keep_flow_gradients(self.model)
         if self.ranks > 1:
             self._average_gradients()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = phase.rate(within)
-        self.optimizer.step()
+        if phase.paint_only:
+            self.painting.step(phase.rate(within))
+        else:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = phase.rate(within)
+            self.optimizer.step()
         self.step += 1
-        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        keep = min(0.998, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - keep)
@@ -296,9 +202,12 @@ class Trainer:
         state = {
             "step": self.step,
             "settled": self.settled,
+            "paints": self.paints,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "painting": self.painting.optimizer.state_dict(),
+            "before": self.painting.before.state_dict(),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -306,10 +215,12 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        self.step, self.settled = state["step"], state["settled"]
+        self.step, self.settled, self.paints = state["step"], state["settled"], state["paints"]
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.painting.optimizer.load_state_dict(state["painting"])
+        self.painting.before.load_state_dict(state["before"])
 
     def averaged(self) -> WanTransformer3DModel:
         """A plain transformer with the averaged weights, ready to sample from or to save."""
@@ -318,10 +229,13 @@ class Trainer:
         return plain.eval()
 
 
+_SIDES: Final = (128, 192, 256)
 PHASES: Final = (
-    Phase(steps=320, sides=(96, 128, 192, 256), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
-    Phase(steps=2600, sides=(128, 192, 256), batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
-    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5),
+    Phase(steps=320, sides=(96, *_SIDES), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
+    Phase(steps=2600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
+    Phase(steps=4000, sides=(128, *_SIDES), batch=24, frames=1, peak=3e-4, final=5e-6, warm_up=50, paint_only=True),
+    Phase(steps=1200, sides=_SIDES, batch=8, frames=4, peak=1.5e-4, final=1e-5, warm_up=30, scenes=0.3, layered=0.25),
+    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5, scenes=0.3, layered=0.2),
 )
 
 
