@@ -83,7 +83,7 @@ def create_app(
     secret = secret_of(settings)
     access = Access(bus, settings, clock, secret)
     live = Live(bus, settings, clock, access.follows)
-    access.keys.on_end = live.streams.end
+    access.keys.on_end, live.streams.over = live.streams.end, access.keys.over
     admission = Admission(bus, live, settings, clock)
     metrics = Metrics(live, bus)
     links = Links(artifacts, secret, settings.base_url, clock.wall)

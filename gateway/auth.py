@@ -39,11 +39,18 @@ _RANK = {Role.USER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
 
 class Caller(Struct, frozen=True, kw_only=True):
     """Who asks: for which tenant, with which rights, and by which key (its id, never its secret; the audit log's
-    ``by``)."""
+    ``by``).
+
+    Attributes:
+        session: by which browser's session; empty: by none.
+        until: when the session or the token ends, in seconds since 1970; None: with its key, which is told.
+    """
 
     tenant: str
     role: Role
     by: str
+    session: str = ""
+    until: float | None = None
 
 
 #: Whoever reaches a gateway without keys: it listens on the loopback only, or was told to trust what is before it.

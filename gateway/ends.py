@@ -26,12 +26,15 @@ async def ended(gateway: Gateway, record: JobRecord, timeout_s: float) -> JobRec
             while record.state not in TERMINAL:
                 async for _ in live.streams.events(job, lambda: live.now(job), _NONE):
                     pass
-                if live.streams.closing:
-                    raise Problem(
-                        503, "this gateway is stopping; the job goes on", job=job, retry_after_s=RETRY_AFTER_S
-                    )
+                check_goes_on(gateway, job)
                 record = (await live.find(job, record.tenant)).record
     return record
+
+
+def check_goes_on(gateway: Gateway, job: str) -> None:
+    """Raises ``Problem`` 503 if this gateway ends, and nothing can be waited for here."""
+    if gateway.live.streams.closing:
+        raise Problem(503, "this gateway is stopping; the job goes on", job=job, retry_after_s=RETRY_AFTER_S)
 
 
 async def ended_or_left(gateway: Gateway, record: JobRecord, request: AnyRequest, timeout_s: float) -> JobRecord | None:

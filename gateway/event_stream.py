@@ -4,7 +4,7 @@ counts where there are thousands of clients (the framework's own streaming answe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -24,11 +24,13 @@ class EventStream(Response[bytes]):
 
     Args:
         events: encoded events; closed in every case.
+        left: called if the client is gone before their end.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], left: Callable[[], None] = lambda: None) -> None:
         super().__init__(b"")
         self._events = events
+        self._left = left
 
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]
         """The answer itself; what the framework would add to it (cookies, further headers) there is none of here."""
@@ -50,6 +52,7 @@ class EventStream(Response[bytes]):
             if not stop.stopped:
                 raise
             here.uncancel()
+            self._left()
         finally:
             client.remove_done_callback(stop)
             client.cancel()

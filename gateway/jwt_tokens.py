@@ -169,12 +169,13 @@ class Tokens:
             return None
         role = highest(_claim(claims, self._role_claim)) if self._role_claim else Role.USER
         printable = "".join(mark for mark in str(claims["sub"]) if mark.isprintable())
-        caller = Caller(tenant=tenant, role=role, by=f"jwt:{printable[:_BY]}")
-        if len(self._remembered) >= _REMEMBERED:
-            self._remembered.clear()
         ends = claims["exp"]
         assert isinstance(ends, int | float)  # the registry has seen to it
-        self._remembered[digest] = caller, min(ends + LEEWAY_S, self._clock.wall() + _REMEMBERED_S)
+        until = ends + LEEWAY_S
+        caller = Caller(tenant=tenant, role=role, by=f"jwt:{printable[:_BY]}", until=until)
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        self._remembered[digest] = caller, min(until, self._clock.wall() + _REMEMBERED_S)
         return caller
 
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from gateway.auth import Role
 from gateway.entries import decoded
 from gateway.keys import Keys, is_good, text_of
+from gateway.loops import forever
 from gateway.problems import Problem, bus_down, not_found
 from shared.bus import Bus, Entry
 from shared.clock import Clock
@@ -135,21 +136,23 @@ class KeyBook:
             await self._bus.bucket(KEYS.name).put(session_end(session), value)
         except BusUnavailable:
             raise bus_down() from None
-        self._keys.ended[session] = until
+        self._keys.session_ended(session, until)
 
     # --- now and then ------------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
         """Write down when keys were used, tell of those whose time is over, and forget ended sessions that would be
         over by now; until cancelled."""
-        while True:
-            await self._clock.sleep(USES_S)
-            self._keys.tell_ends()
-            try:
-                await self._write_uses()
-                await self._forget_sessions()
-            except BusError as error:
-                _LOG.info("uses of keys are written down later", error=type(error).__name__)
+        await forever("keys", self._clock, self._keep)
+
+    async def _keep(self) -> None:
+        await self._clock.sleep(USES_S)
+        self._keys.tell_ends()
+        try:
+            await self._write_uses()
+            await self._forget_sessions()
+        except BusError as error:
+            _LOG.info("uses of keys are written down later", error=type(error).__name__)
 
     async def _write_uses(self) -> None:
         for use in self._keys.unwritten():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 from gateway.auth import Caller, Role
@@ -62,8 +62,8 @@ class Keys:
 
     Attributes:
         read: all keys have been read once: one that is not known now does not exist.
-        on_end: told the id of a key when it, or a secret of it, has ended: at once when it is revoked or rotated, and
-            when ``tell_ends`` is called after its time was over.
+        on_end: told the ids of keys that have ended, or a secret of theirs, and of sessions: at once when they are
+            revoked, rotated or ended, and of keys when ``tell_ends`` is called after their time was over.
         ended: sessions that were ended before their time, and when that would have been.
 
     Raises:
@@ -78,7 +78,7 @@ class Keys:
         self._admin_key = admin_key
         # What an unknown id is compared with, so that it costs what a known one does.
         self._nobody = self._of(ApiKey(id="", tenant=DEFAULT_TENANT, role=Role.USER, hash="00" * 32, revoked_at=0.0), 0)
-        self.on_end: Callable[[str], None] = lambda _: None
+        self.on_end: Callable[[Set[str]], None] = lambda _: None
         self._ends_told = clock.wall()
         self.read = False
         self._forget_all()
@@ -166,10 +166,20 @@ class Keys:
     def tell_ends(self) -> None:
         """Tell of what has ended by itself since this was called last."""
         before, self._ends_told = self._ends_told, self._clock.wall()
-        for known in list(self._known.values()):
-            ends = (known.key.expires_at, known.key.former_until)
-            if any(end is not None and before < end <= self._ends_told for end in ends):
-                self.on_end(known.key.id)
+        self._tell(
+            {
+                known.key.id
+                for known in self._known.values()
+                for end in (known.key.expires_at, known.key.former_until)
+                if end is not None and before < end <= self._ends_told
+            }
+        )
+
+    def over(self, caller: Caller) -> bool:
+        """Whether what the caller came with has ended since: its own time, its session, or its key."""
+        known, now = self._known.get(caller.by), self._clock.wall()
+        out_of_time = caller.until is not None and now >= caller.until
+        return out_of_time or caller.session in self.ended or (known is not None and not is_good(known.key, now))
 
     # --- what the follower brings ------------------------------------------------------------------------------------
 
@@ -177,37 +187,53 @@ class Keys:
         """Entries of ``keys``."""
         if batch.reset:
             self._forget_all()
-        for entry in batch.entries:
-            self.take(entry)
+        self._tell({self._take(entry) for entry in batch.entries})
         self.read = self.read or batch.caught_up
 
     def take(self, entry: Entry) -> None:
-        """An entry, from the follower or just written."""
+        """An entry that was just written, or read."""
+        self._tell({self._take(entry)})
+
+    def session_ended(self, session: str, until: float) -> None:
+        """That session was ended; by itself it would have been then."""
+        self.ended[session] = until
+        self._tell({session})
+
+    def _tell(self, ended: set[str]) -> None:
+        ended.discard("")
+        if ended:
+            self.on_end(ended)
+
+    def _take(self, entry: Entry) -> str:
+        """What has ended by the entry; empty: nothing."""
         found: KeyEntry | None = decoded(entry, KeyEntry)  # type: ignore[arg-type]
         match found:
             case ApiKey():
-                self._take_key(found, entry.revision)
+                return self._take_key(found, entry.revision)
             case KeyUse(key=used, at=at):
                 self._written[used] = max(at, self._written.get(used, 0.0))
             case SessionEnd(session=session, until=until):
                 self.ended[session] = until
+                return session
             case None if entry.key.startswith("key."):  # a marker, or what cannot be read
                 self._known.pop(entry.key.removeprefix("key."), None)
+        return ""
 
-    def _take_key(self, key: ApiKey, revision: int) -> None:
+    def _take_key(self, key: ApiKey, revision: int) -> str:
         before = self._known.get(key.id)
         if before is not None and before.revision >= revision:
-            return
+            return ""
         try:
             now = self._known[key.id] = self._of(key, revision)
         except ValueError as error:
             _LOG.error("a key's role or hash is none: it opens nothing", key=key.id, error=str(error))
             self._known.pop(key.id, None)
-            return
+            return key.id
         if before is not None:
             now.used_at = before.used_at
             if key.revoked_at is not None or (key.hash != before.key.hash and not key.former_hash):
-                self.on_end(key.id)
+                return key.id
+        return ""
 
     def _of(self, key: ApiKey, revision: int) -> _Known:
         caller = Caller(tenant=key.tenant, role=Role(key.role), by=key.id)

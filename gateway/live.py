@@ -20,6 +20,7 @@ from gateway.entries import decoded
 from gateway.fleet import Fleet
 from gateway.following import Following
 from gateway.index import JobIndex, QueueIndex
+from gateway.loops import forever
 from gateway.operators import Operators
 from gateway.retained import RetainedJobs
 from gateway.schema.jobs import JobView, QueueView
@@ -115,7 +116,11 @@ class Live:
             *self._also,
         )
         loops = [self._following.follow(name, take) for name, take in buckets]
-        loops += [self._follow_archive(), self._heartbeats(), self._queue_news(), self.accounts.replicas.renew()]
+        loops += [self._follow_archive(), self.accounts.replicas.renew()]
+        loops += [
+            forever("heartbeats", self._clock, self._heartbeat),
+            forever("queue news", self._clock, self._queue_news),
+        ]
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:
@@ -146,11 +151,10 @@ class Live:
         for entry in batch.entries:
             self._archived(entry.key.partition(".")[2])
 
-    async def _heartbeats(self) -> None:
-        while True:
-            await self._clock.sleep(self._settings.sse_heartbeat_s)
-            self.streams.beat()
-            self._forget_strange()
+    async def _heartbeat(self) -> None:
+        await self._clock.sleep(self._settings.sse_heartbeat_s)
+        self.streams.beat()
+        self._forget_strange()
 
     def _forget_strange(self) -> None:
         """Progress may be heard of before its job is. Of a job that is still not there a heartbeat later it came too
@@ -162,11 +166,10 @@ class Live:
         self._strange = strange - self._strange
 
     async def _queue_news(self) -> None:
-        while True:
-            await self._clock.sleep(_QUEUE_PERIOD_S)
-            for feed in list(self.streams.feeds.values()):
-                if feed.record.state is State.QUEUED:
-                    feed.queued(self.place(feed.record))
+        await self._clock.sleep(_QUEUE_PERIOD_S)
+        for feed in list(self.streams.feeds.values()):
+            if feed.record.state is State.QUEUED:
+                feed.queued(self.place(feed.record))
 
     # --- what the followers bring ----------------------------------------------------------------------------------
 

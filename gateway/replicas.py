@@ -11,6 +11,7 @@ import secrets
 from contextlib import suppress
 
 from gateway.broker_clock import BrokerClock
+from gateway.loops import forever
 from shared.bus import Batch, Bus
 from shared.clock import Clock
 from shared.errors import BusError
@@ -38,6 +39,7 @@ class Replicas:
         self._others: dict[str, float] = {}
         #: Of this start of this gateway.
         self.name = f"gateway-{secrets.token_hex(4)}"
+        self._beat = 0
 
     def count(self) -> int:
         """This one, and the others that are there."""
@@ -58,15 +60,16 @@ class Replicas:
 
     async def renew(self) -> None:
         """Keep this gateway's lease until cancelled."""
-        beat = 0
-        while True:
-            beat += 1
-            lease = GatewayLease(gateway=self.name, beat=beat, lease_s=LEASE_S)
-            try:
-                await self._bucket.put(self.name, encode(lease))
-            except BusError as error:
-                _LOG.debug("the lease was not renewed", error=type(error).__name__)
-            await self._clock.sleep(LEASE_S / 3)
+        await forever("lease", self._clock, self._renew)
+
+    async def _renew(self) -> None:
+        self._beat += 1
+        lease = GatewayLease(gateway=self.name, beat=self._beat, lease_s=LEASE_S)
+        try:
+            await self._bucket.put(self.name, encode(lease))
+        except BusError as error:
+            _LOG.debug("the lease was not renewed", error=type(error).__name__)
+        await self._clock.sleep(LEASE_S / 3)
 
     async def leave(self) -> None:
         """The others may have this one's part at once."""

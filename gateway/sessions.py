@@ -18,6 +18,7 @@ import secrets
 import msgspec
 from litestar.datastructures import Cookie
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.auth import Caller
 from gateway.keys import Keys
@@ -98,6 +99,7 @@ class Sessions:
 
     def _session(self, claims: _Claims, caller: Caller, value: str) -> Session:
         csrf = self._mac(b"csrf", value.encode())[:16].hex()
+        caller = replace(caller, session=claims.session, until=claims.until)
         return Session(id=claims.session, caller=caller, until=claims.until, csrf=csrf)
 
     def _mac(self, use: bytes, data: bytes) -> bytes:

@@ -9,9 +9,10 @@ encoded once per job, not per client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Set
 from dataclasses import dataclass, field
 
+from gateway.auth import Caller
 from gateway.schema.jobs import QueueView
 from gateway.views import preview_event, progress_event, queue_event, transition_event
 from shared.messages import TERMINAL, JobRecord, Progress, State
@@ -20,14 +21,16 @@ HEARTBEAT = b": alive\n\n"
 #: Clients wait that many milliseconds before they connect again.
 _RETRY = b"retry: 1000\n\n"
 _DELETED = b"event: deleted\ndata: {}\n\n"
+#: The last of a stream whose client may read no more.
+OVER = b": what you came with has ended\n\n"
 
 
 @dataclass(eq=False, slots=True)
 class Subscriber:
-    """One client: ``next_index`` is the transition it is owed next, ``by`` the key with which it came."""
+    """One client: ``next_index`` is the transition it is owed next, ``caller`` who it is; None: ourselves."""
 
     next_index: int
-    by: str = ""
+    caller: Caller | None = None
     ended: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     progress: bytes | None = None
@@ -107,9 +110,14 @@ class Feed:
 
 
 class Streams:
-    """All event streams of this process."""
+    """All event streams of this process.
+
+    Attributes:
+        over: whether what that caller came with has ended; asked at every heartbeat.
+    """
 
     def __init__(self) -> None:
+        self.over: Callable[[Caller], bool] = lambda _: False
         self.feeds: dict[str, Feed] = {}
         self.clients = 0
         self._closing = False
@@ -124,10 +132,11 @@ class Streams:
         return self._closing
 
     def beat(self) -> None:
-        """Every client gets a sign of life that has had nothing else."""
+        """Every client gets a sign of life that has had nothing else, or its end, if what it came with is over."""
         for feed in self.feeds.values():
             for subscriber in feed.subscribers:
                 subscriber.heartbeat = True
+                subscriber.ended |= subscriber.caller is not None and self.over(subscriber.caller)
                 subscriber.wake.set()
 
     def close(self) -> None:
@@ -137,21 +146,23 @@ class Streams:
             for subscriber in feed.subscribers:
                 subscriber.wake.set()
 
-    def end(self, by: str) -> None:
-        """That key is good no longer: end what was begun with it. Looks at every stream; keys seldom end."""
+    def end(self, those: Set[str]) -> None:
+        """Those keys and sessions are good no longer: end what was begun with them. Looks at every stream, once for
+        all that are told of together."""
         for feed in self.feeds.values():
             for subscriber in feed.subscribers:
-                if subscriber.by == by:
+                caller = subscriber.caller
+                if caller is not None and (caller.by in those or caller.session in those):
                     subscriber.ended = True
                     subscriber.wake.set()
 
     async def events(
-        self, job: str, look: Callable[[], Now | None], next_index: int, by: str = ""
+        self, job: str, look: Callable[[], Now | None], next_index: int, caller: Caller | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """The job's events from transition ``next_index`` on, to the terminal one.
+        """The job's events from transition ``next_index`` on, to the terminal one, or to ``OVER``.
 
         Args:
-            by: the key with which the client came.
+            caller: who reads them, for as long as what it came with is good.
             look: the job's present state, None if it is gone. Asked when the stream begins to flow, which is later
                 than the request was answered: what happened in between must not be missed.
         """
@@ -163,7 +174,7 @@ class Streams:
         feed = self.feeds.get(job)
         if feed is None:
             feed = self.feeds[job] = Feed(now.record)
-        subscriber = Subscriber(next_index, by)
+        subscriber = Subscriber(next_index, caller)
         if now.progress is not None:
             subscriber.progress = progress_event(now.progress, now.record.request.n)
         subscriber.queue = None if now.queue is None else queue_event(now.queue)
@@ -193,6 +204,8 @@ class Streams:
                 else:
                     await subscriber.wake.wait()
                 subscriber.wake.clear()
+            if subscriber.ended:
+                yield OVER
         finally:
             self.clients -= 1
             feed.subscribers.discard(subscriber)

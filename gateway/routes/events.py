@@ -30,7 +30,7 @@ async def events(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]:
     if record.state in TERMINAL and next_index > record.transitions[-1].index:
         return Response(b"", status_code=204)
     ended = Now(record, None, None) if record.state in TERMINAL else None  # archived ones are not in the view
-    return EventStream(live.streams.events(job, lambda: live.now(job) or ended, next_index, caller.by))
+    return EventStream(live.streams.events(job, lambda: live.now(job) or ended, next_index, caller))
 
 
 def _next_index(last: str | None) -> int:

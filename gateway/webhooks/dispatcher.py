@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from gateway.live import Live
+from gateway.loops import forever
 from gateway.webhooks.book import Book, Known
 from gateway.webhooks.lanes import Lanes
 from gateway.webhooks.metrics import WebhookMetrics
@@ -91,6 +92,7 @@ class Dispatcher:
         self.lanes = Lanes()
         self._outcomes = Outcomes(bus, self._book, self.lanes, clock, metrics, self._retry_s, chance, self._again)
         self._wake = asyncio.Event()
+        self._pruned = clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._tries: set[asyncio.Task[None]] = set()
         self._claims: dict[str, Known] = {}
@@ -100,7 +102,8 @@ class Dispatcher:
 
     def start(self, ready: Awaitable[None]) -> None:
         """Begin; with tries once the secrets are known."""
-        self._tasks = [asyncio.create_task(loop) for loop in (self._dispatch(ready), self._watch_room())]
+        loops = (self._dispatch(ready), forever("room for webhooks", self._clock, self._watch_room))
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:
         """End: tries under way get a moment, and what is still claimed is let go for others to take at once."""
@@ -162,13 +165,15 @@ class Dispatcher:
 
     async def _dispatch(self, ready: Awaitable[None]) -> None:
         await ready
-        while True:
-            self._wake.clear()
-            for key in self.lanes.take(self._clock.monotonic()):
-                task = asyncio.create_task(self._try(key))
-                self._tries.add(task)
-                task.add_done_callback(self._tries.discard)
-            await self._until(self.lanes.next_at())
+        await forever("webhooks", self._clock, self._begin_tries)
+
+    async def _begin_tries(self) -> None:
+        self._wake.clear()
+        for key in self.lanes.take(self._clock.monotonic()):
+            task = asyncio.create_task(self._try(key))
+            self._tries.add(task)
+            task.add_done_callback(self._tries.discard)
+        await self._until(self.lanes.next_at())
 
     async def _until(self, at: float | None) -> None:
         """Wait for that time or for news."""
@@ -248,14 +253,12 @@ class Dispatcher:
     async def _watch_room(self) -> None:
         """No job with a webhook is taken while the bucket is nearly full: those that are owed must be. What the bucket
         has forgotten by its age, which followers do not hear, is forgotten here too."""
-        pruned = self._clock.monotonic()
-        while True:
-            if self._clock.monotonic() - pruned >= _PRUNE_EVERY_S:
-                pruned = self._clock.monotonic()
-                self._book.prune()
-            try:
-                _, size = await self._deliveries.usage()
-                self._addresses.full = size >= ADMISSION_SHARE * DELIVERIES.max_bytes
-            except BusError as error:
-                _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
-            await self._clock.sleep(_LOOK_EVERY_S)
+        if self._clock.monotonic() - self._pruned >= _PRUNE_EVERY_S:
+            self._pruned = self._clock.monotonic()
+            self._book.prune()
+        try:
+            _, size = await self._deliveries.usage()
+            self._addresses.full = size >= ADMISSION_SHARE * DELIVERIES.max_bytes
+        except BusError as error:
+            _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
+        await self._clock.sleep(_LOOK_EVERY_S)

@@ -7,12 +7,13 @@ import asyncio
 from collections import deque
 
 from gateway.entries import decoded
+from gateway.loops import forever
 from gateway.webhooks.book import Book
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import BusError, BusUnavailable, KeyExists
 from shared.messages import Delivery, JobRecord, encode
-from shared.telemetry import log
+from shared.telemetry import log, places
 from shared.topology import DELIVERIES, delivery_key
 from shared.webhooks import delivery_of
 
@@ -48,15 +49,17 @@ class Owing:
 
     async def run(self) -> None:
         """Write them, until cancelled."""
-        while True:
-            await self._some.wait()
+        await forever("owed webhooks", self._clock, self._write)
+
+    async def _write(self) -> None:
+        await self._some.wait()
+        some = [self._owed.popleft() for _ in range(min(_AT_ONCE, len(self._owed)))]
+        unsure = [one for one in await asyncio.gather(*map(self._create, some)) if one is not None]
+        self._owed.extendleft(unsure)
+        if not self._owed:
             self._some.clear()
-            while self._owed:
-                some = [self._owed.popleft() for _ in range(min(_AT_ONCE, len(self._owed)))]
-                unsure = [one for one in await asyncio.gather(*map(self._create, some)) if one is not None]
-                if unsure:
-                    self._owed.extendleft(unsure)
-                    await self._clock.sleep(AGAIN_S)
+        if unsure:
+            await self._clock.sleep(AGAIN_S)
 
     async def _tidy(self, key: str, made: Delivery) -> None:
         """Whoever made it may have died before it was taken from what is owed."""
@@ -83,4 +86,7 @@ class Owing:
             return delivery
         except BusError as error:
             _LOG.error("a webhook cannot be kept; the leader will try again", key=key, error=repr(error))
+        except Exception as error:
+            # The others that are written with it must not be lost over what is wrong with this one.
+            _LOG.error("a webhook could not be kept; the leader will try again", key=key, places=places(error))
         return None

@@ -222,3 +222,11 @@ async def test_no_host_header_gets_into_an_answer(tmp_path: Path) -> None:
                     places[f"{method} {where}"] = str(answer.headers) + answer.text
         assert [where for where, text in places.items() if host in text] == []
         assert [where for where, text in places.items() if public in text], "some have absolute URLs"
+
+
+@pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "1e3"])
+async def test_a_length_that_is_none_is_refused(gw: GatewayUnderTest, length: str) -> None:
+    headers = {b"Content-Type": JSON.encode(), b"Content-Length": length.encode("latin-1")}
+    for path in ("/v1/jobs", "/v1/session"):
+        answer = await gw.client.post(path, content=b'{"prompt":"a"}', headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), path

@@ -7,16 +7,23 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from msgspec.structs import replace
 
+from gateway.dialects.openai import images
+from gateway.live import Known, Live
+from gateway.streams import HEARTBEAT
+from shared.errors import ArtifactError, BusUnavailable
 from shared.lifecycle import Stamp, fail, fold
 from shared.messages import FloatRange, Input, JobRecord, Output, State, Succeeded
 from shared.settings import Settings
 from tests.support.clock import settle
-from tests.support.gateway import BOUND_S, CARD, Fleet, GatewayUnderTest, gateway, png
+from tests.support.gateway import BOUND_S, CARD, Fleet, GatewayUnderTest, Stream, gateway, png
+from tests.support.keys import ADMIN, bearer, make
+from tests.support.keys import SETTINGS as KEYS_SETTINGS
 from tests.support.memory_bus import MemoryBroker
 from tests.support.video import make_video
 
@@ -337,6 +344,12 @@ async def generating(gw: GatewayUnderTest, fleet: Fleet, **body: object) -> tupl
     return asked, jobs[0]["id"]
 
 
+def told(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    """A stream's events by name, signs of life left out."""
+    blocks = [block.split("\n") for block in answer.text.split("\n\n") if block and not block.startswith(":")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+
+
 async def test_pictures_are_waited_for(gw: GatewayUnderTest, fleet: Fleet) -> None:
     asked, job = await generating(gw, fleet, n=1, size="256x144", quality="high", response_format="b64_json")
     request = (await fleet.record(job)).request
@@ -361,9 +374,8 @@ async def test_a_stream_ends_with_the_picture(gw: GatewayUnderTest, fleet: Fleet
     await fleet.complete(job, png())
     answer = await asked
     assert answer.headers["content-type"].startswith("text/event-stream")
-    head, data = answer.text.strip().split("\n")
-    assert head == "event: image_generation.completed"
-    event = json.loads(data.removeprefix("data: "))
+    ((name, event),) = told(answer)
+    assert name == "image_generation.completed"
     assert (event["type"], base64.b64decode(event["b64_json"])) == ("image_generation.completed", png())
 
 
@@ -373,8 +385,7 @@ async def test_partial_images_come_before_the_picture(gw: GatewayUnderTest, flee
     for step in range(3):
         await fleet.progress(job, running.epoch, step, preview=f"look {step}".encode())
     await fleet.finish(job, png())
-    blocks = (await asked).text.strip().split("\n\n")
-    events = [json.loads(block.split("\n")[1].removeprefix("data: ")) for block in blocks]
+    events = [event for _, event in told(await asked)]
     assert [event["type"] for event in events] == ["image_generation.partial_image"] * 2 + [
         "image_generation.completed"
     ]
@@ -386,9 +397,86 @@ async def test_a_stream_of_a_job_that_fails_says_why(gw: GatewayUnderTest, fleet
     asked, job = await generating(gw, fleet, stream=True, partial_images=1)
     await fleet.run(job)
     await fleet.move(job, lambda record, stamp: fail(record, "engine_error", "NaN", stamp))
-    head, data = (await asked).text.strip().split("\n")
-    assert head == "event: error"
-    assert json.loads(data.removeprefix("data: "))["error"]["message"] == "engine_error: NaN"
+    ((name, event),) = told(await asked)
+    assert (name, event["error"]["message"]) == ("error", "engine_error: NaN")
+
+
+PARTIAL = {"prompt": "a cat", "stream": True, "partial_images": 1}
+
+
+async def test_a_client_that_leaves_takes_its_pictures_job_along(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    headers = {"Content-Type": "application/json"}
+    stream = Stream(gw.app, "/v1/images/generations", headers, json.dumps(PARTIAL).encode())
+    assert await stream.raw() == HEARTBEAT
+    (job,) = (await gw.client.get("/v1/jobs")).json()["data"]
+    await stream.vanish()
+    await settle()
+    assert (await fleet.record(job["id"])).state is State.CANCELLED
+
+
+async def test_what_fails_in_a_stream_of_pictures_is_no_client_that_left(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: object) -> Known:
+        raise BusUnavailable("no answer")
+
+    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
+    monkeypatch.setattr(Live, "find", unreachable)
+    gw.parts.live.streams.feeds[job].gone()
+    ((name, event),) = told(await asked)
+    assert (name, event["error"]["type"]) == ("error", "server_error")
+    await settle()
+    assert (await fleet.record(job)).state is State.QUEUED
+
+
+async def test_pictures_that_cannot_be_read_are_an_error_in_the_stream(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object, key: str) -> AsyncIterator[bytes]:
+        raise ArtifactError(key)
+
+    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
+    monkeypatch.setattr(type(gw.parts.artifacts), "read", broken)
+    await fleet.complete(job, png())
+    ((name, event),) = told(await asked)
+    assert (name, event["error"]["type"]) == ("error", "server_error")
+
+
+async def test_a_stream_of_pictures_has_an_end_in_time_and_leaves_the_job(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_WAIT_S", 0.0)
+    ((name, event),) = told(await gw.client.post("/v1/images/generations", json=PARTIAL))
+    assert (name, event["error"]["type"]) == ("error", "server_error")
+    assert "their job goes on" in event["error"]["message"]
+    (job,) = (await gw.client.get("/v1/jobs")).json()["data"]
+    assert job["state"] == "queued"
+
+
+async def test_a_stream_of_pictures_shows_signs_of_life(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
+    await settle()
+    gw.parts.live.streams.beat()
+    await settle()
+    await fleet.complete(job, png())
+    assert (await asked).content.count(HEARTBEAT) > 2
+
+
+async def test_a_revoked_key_ends_its_stream_of_pictures(broker: MemoryBroker, tmp_path: Path) -> None:
+    async with gateway(broker, tmp_path, KEYS_SETTINGS) as gw:
+        fleet = Fleet(broker, gw.artifacts, broker.clock)
+        await fleet.announce()
+        key = await make(gw)
+        headers = {**bearer(key["key"]), "Content-Type": "application/json"}
+        stream = Stream(gw.app, "/v1/images/generations", headers, json.dumps(PARTIAL).encode())
+        assert await stream.raw() == HEARTBEAT
+        (job,) = (await gw.client.get("/v1/jobs", headers=bearer(key["key"]))).json()["data"]
+        await gw.client.delete(f"/v1/keys/{key['id']}", headers=bearer(ADMIN))
+        ((name, _, said),) = await stream.events("error")
+        assert name == "error"
+        assert "authentication_error" in str(said)
+        await settle()
+        assert (await fleet.record(job["id"])).state is State.QUEUED
 
 
 async def test_a_gateway_that_ends_lets_nobody_wait_and_leaves_the_job(gw: GatewayUnderTest, fleet: Fleet) -> None:

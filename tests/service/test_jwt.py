@@ -100,7 +100,8 @@ def signed(said: dict[str, object], alg: str = "RS256", key: Any = None, **heade
 @pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA", "Ed25519"])
 async def test_a_good_token_is_believed(tokens: Tokens, clock: FakeClock, alg: str) -> None:
     caller = await tokens.verify(signed(claims(clock), alg))
-    assert caller == Caller(tenant="studio", role=Role.USER, by="jwt:somebody")
+    until = clock.wall() + 300 + LEEWAY_S
+    assert caller == Caller(tenant="studio", role=Role.USER, by="jwt:somebody", until=until)
 
 
 def signed_text(text: bytes, key: RSAKey) -> str:
@@ -217,7 +218,8 @@ async def test_a_claim_may_have_dots_in_its_name(clock: FakeClock, provider: Pro
     named = replace(SETTINGS, jwt_role_claim="https://genfleet.example/roles", jwt_tenant_claim="")
     tokens = Tokens(named, clock, provider.fetch)
     caller = await tokens.verify(signed(claims(clock, **{"https://genfleet.example/roles": ["operator"]})))
-    assert caller == Caller(tenant="default", role=Role.OPERATOR, by="jwt:somebody")
+    until = clock.wall() + 300 + LEEWAY_S
+    assert caller == Caller(tenant="default", role=Role.OPERATOR, by="jwt:somebody", until=until)
 
 
 async def test_a_subject_fits_into_the_audit_log(tokens: Tokens, clock: FakeClock) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from msgspec.structs import replace
 
 from gateway import key_book
 from gateway.key_book import USES_S
+from gateway.streams import OVER
 from shared.messages import SessionEnd, decode
 from shared.settings import Settings
 from shared.topology import KEYS
 from tests.support.clock import FakeClock, settle
-from tests.support.gateway import GatewayUnderTest, Stream, gateway
+from tests.support.gateway import BOUND_S, GatewayUnderTest, Stream, gateway
 from tests.support.keys import ADMIN, SETTINGS, bearer, make
 from tests.support.memory_bus import MemoryBroker
 
@@ -110,6 +112,56 @@ async def test_events_come_by_the_cookie(gw: GatewayUnderTest) -> None:
     assert event is not None
     assert (stream.status, event[0], event[2]["state"]) == (200, "transition", "queued")
     await stream.vanish()
+
+
+async def watching(gw: GatewayUnderTest, by: Sequence[GatewayUnderTest]) -> tuple[dict[str, Any], list[Stream]]:
+    """A session of that gateway, and a stream of a job of its by its cookie from each of these."""
+    begun = await begin(gw, ADMIN)
+    headers = {"Cookie": f"{COOKIE}={gw.client.cookies[COOKIE]}", "Host": "127.0.0.1"}
+    job = (await gw.client.post("/v1/jobs", json={"prompt": "a"}, headers=bearer(ADMIN))).json()["id"]
+    await settle()
+    streams = [Stream(one.app, f"/v1/jobs/{job}/events", headers) for one in by]
+    streams.append(Stream(gw.app, f"/v1/jobs/{job}/events", {**bearer(ADMIN), "Host": "127.0.0.1"}))
+    for stream in streams:
+        assert await stream.event() is not None
+    return begun, streams
+
+
+async def test_its_streams_end_with_it_on_every_gateway(gw: GatewayUnderTest, tmp_path: Path) -> None:
+    async with gateway(gw.broker, tmp_path / "2", SETTINGS, "other") as other:
+        begun, (mine, elsewhere, of_key) = await watching(gw, (gw, other))
+        await gw.client.delete("/v1/session", headers={"X-CSRF-Token": begun["csrf_token"]})
+        await settle()
+        assert (mine.ended, elsewhere.ended, of_key.ended) == (True, True, False)
+        await of_key.vanish()
+
+
+async def test_its_streams_end_when_its_time_is_over(gw: GatewayUnderTest) -> None:
+    _, (mine, of_key) = await watching(gw, (gw,))
+    gw.clock.jump_wall(SETTINGS.session_s - SETTINGS.sse_heartbeat_s - 1)
+    await gw.clock.advance(SETTINGS.sse_heartbeat_s)
+    assert not mine.ended
+    await gw.clock.advance(SETTINGS.sse_heartbeat_s)
+    assert (mine.ended, of_key.ended) == (True, False)
+    await of_key.vanish()
+
+
+async def test_a_stream_whose_session_ended_before_it_flowed_ends_at_the_next_heartbeat(gw: GatewayUnderTest) -> None:
+    begun = await begin(gw, ADMIN)
+    session = gw.parts.access.sessions.find(gw.client.cookies[COOKIE])
+    assert session is not None
+    job = (await gw.client.post("/v1/jobs", json={"prompt": "a"}, headers=bearer(ADMIN))).json()["id"]
+    await gw.client.delete("/v1/session", headers={"X-CSRF-Token": begun["csrf_token"]})
+    live = gw.parts.live
+    watching = asyncio.create_task(all_of(live.streams.events(job, lambda: live.now(job), 10**9, session.caller)))
+    await gw.clock.advance(SETTINGS.sse_heartbeat_s)
+    async with asyncio.timeout(BOUND_S):
+        assert (await watching)[-1] == OVER
+
+
+async def all_of(events: AsyncIterator[bytes]) -> list[bytes]:
+    """Everything, to the end."""
+    return [event async for event in events]
 
 
 async def test_a_cookie_that_was_touched_is_none(gw: GatewayUnderTest) -> None:

@@ -82,9 +82,13 @@ def png(width: int = 32, height: int = 16) -> bytes:
 
 
 class Stream:
-    """An event stream as its client sees it, over ASGI, with what the server sent kept until it is asked for."""
+    """An event stream as its client sees it, over ASGI, with what the server sent kept until it is asked for.
 
-    def __init__(self, app: Litestar, path: str, headers: dict[str, str]) -> None:
+    Args:
+        body: JSON that is posted; none: it is got.
+    """
+
+    def __init__(self, app: Litestar, path: str, headers: dict[str, str], body: bytes = b"") -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.ended = False
@@ -94,6 +98,7 @@ class Stream:
         self._reading.set()
         self._asked = False
         self._text = b""
+        self._body = body
         self._task = asyncio.create_task(self._run(app, path, headers))
 
     async def _run(self, app: Litestar, path: str, headers: dict[str, str]) -> None:
@@ -101,7 +106,7 @@ class Stream:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
-            "method": "GET",
+            "method": "POST" if self._body else "GET",
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),
@@ -119,7 +124,7 @@ class Stream:
     async def _receive(self) -> dict[str, object]:
         if not self._asked:
             self._asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": self._body, "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 

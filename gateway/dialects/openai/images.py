@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing, suppress
 from typing import Annotated, Literal
 
 import msgspec
 from litestar import post
-from litestar.response import Response, Stream
+from litestar.response import Response
 from msgspec import Meta, Struct
 
 from gateway import ids
-from gateway.auth import tenant_of
+from gateway.auth import caller_of, tenant_of, unauthorized
 from gateway.dialects.openai.errors import HANDLERS as ERRORS
 from gateway.dialects.openai.errors import OpenAIErrorBody, shaped
 from gateway.dialects.words import ended_at
-from gateway.ends import ended, ended_or_left
+from gateway.ends import check_goes_on, ended_or_left
+from gateway.event_stream import EventStream
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
-from gateway.problems import Problem
+from gateway.problems import Problem, problem_of
 from gateway.schema.jobs import PreviewView
 from gateway.schema.requests import Prompt, SubmitBody, Word
+from gateway.streams import HEARTBEAT, OVER
 from gateway.uploads import read_json
+from shared.errors import BusError
 from shared.messages import TERMINAL, JobRecord, State, Task
+from shared.telemetry import log
+
+_LOG = log(__name__)
 
 #: A picture that takes longer is answered 504; its job goes on.
 _WAIT_S = 600.0
-#: Proxies must neither keep nor collect a stream.
-_UNKEPT = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _PREVIEW = b"event: preview\ndata: "
 #: Past every transition: only previews are looked for.
 _NONE = 10**9
 #: Cancels of jobs whose clients went away; kept until they are done.
-_leaving: set[asyncio.Task[JobRecord]] = set()
+_leaving: set[asyncio.Task[None]] = set()
 #: How long a picture's URL is valid.
 _URL_TTL_S = 3600.0
 
@@ -137,7 +141,7 @@ def to_body(asked: ImagesGenerate, default_model: str | None) -> SubmitBody:
 
 
 @post("/v1/images/generations", status_code=200, exception_handlers=ERRORS)
-async def generate(request: AnyRequest) -> Response[bytes] | Stream:
+async def generate(request: AnyRequest) -> Response[bytes]:
     """Make pictures and wait for them; a client that goes away takes the job along."""
     gateway = gateway_of(request)
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
@@ -147,15 +151,14 @@ async def generate(request: AnyRequest) -> Response[bytes] | Stream:
         body = to_body(asked, gateway.settings.openai_image_model or None)
         record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, again=again)
     if asked.stream and asked.partial_images:
-        watched = _watched(gateway, record, asked.partial_images)
-        return Stream(watched, media_type="text/event-stream", headers=_UNKEPT)
+        return EventStream(_watched(request, record, asked.partial_images), lambda: _leave(gateway, record))
     found = await ended_or_left(gateway, record, request, _WAIT_S)
     if found is None:
         await gateway.changes.cancel(record.id, record.tenant)
         return Response(b"", status_code=499)
     made = _succeeded(found)
     if asked.stream:
-        return Stream(_events(gateway, made), media_type="text/event-stream", headers=_UNKEPT)
+        return EventStream(_events(gateway, made))
     by_url = asked.response_format == "url"
     return answer(
         ImagesMade(
@@ -192,29 +195,58 @@ async def _base64(gateway: Gateway, record: JobRecord, index: int) -> str:
     return base64.b64encode(data).decode()
 
 
-async def _watched(gateway: Gateway, record: JobRecord, partials: int) -> AsyncIterator[bytes]:
-    """Previews, as many as are wanted, then the pictures, or why there are none. A client that goes away takes the job
-    along."""
-    left = True
+def _leave(gateway: Gateway, record: JobRecord) -> None:
+    """The client went away and takes the job along."""
+
+    async def cancel() -> None:
+        try:
+            await gateway.changes.cancel(record.id, record.tenant)
+        except (Problem, BusError) as error:
+            _LOG.info("a job that nobody waits for goes on", job=record.id, error=type(error).__name__)
+
+    task = asyncio.create_task(cancel())
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)
+
+
+async def _watched(request: AnyRequest, record: JobRecord, partials: int) -> AsyncGenerator[bytes, None]:
+    """Previews, as many as are wanted, then the pictures, or why there are none."""
     try:
-        seen = 0
-        async for chunk in gateway.live.streams.events(record.id, lambda: gateway.live.now(record.id), _NONE):
-            for block in chunk.split(b"\n\n"):
-                if block.startswith(_PREVIEW) and seen < partials:
-                    yield _partial(record, msgspec.json.decode(block[len(_PREVIEW) :], type=PreviewView), seen)
+        async with aclosing(_looks(request, record, partials)) as events:
+            async for event in events:
+                yield event
+    except Exception as error:
+        # Whatever it is: the answer has begun, and what goes wrong can be said in it alone.
+        yield b"event: error\ndata: %s\n\n" % shaped(problem_of(request, error)).content
+
+
+async def _looks(request: AnyRequest, record: JobRecord, partials: int) -> AsyncGenerator[bytes, None]:
+    gateway, job, seen = gateway_of(request), record.id, 0
+    live, now = gateway.live, asyncio.get_running_loop().time
+    until = now() + _WAIT_S
+    while record.state not in TERMINAL and now() < until:
+        async with aclosing(live.streams.events(job, lambda: live.now(job), _NONE, caller_of(request))) as events:
+            while chunk := await _next(events, until):
+                if chunk == OVER:
+                    raise unauthorized(given=True)
+                pictures = [block for block in chunk.split(b"\n\n") if block.startswith(_PREVIEW)][: partials - seen]
+                for look in pictures:
+                    yield _partial(record, msgspec.json.decode(look[len(_PREVIEW) :], type=PreviewView), seen)
                     seen += 1
-        made = _succeeded(await ended(gateway, record, _WAIT_S))
-        async for event in _events(gateway, made):
-            yield event
-        left = False
-    except Problem as problem:
-        left = False
-        yield b"event: error\ndata: %s\n\n" % shaped(problem).content
-    finally:
-        if left:
-            task = asyncio.create_task(gateway.changes.cancel(record.id, record.tenant))
-            _leaving.add(task)
-            task.add_done_callback(_leaving.discard)
+                if not pictures:
+                    yield HEARTBEAT
+        check_goes_on(gateway, job)
+        record = (await live.find(job, record.tenant)).record
+    async for event in _events(gateway, _succeeded(record)):
+        yield event
+
+
+async def _next(events: AsyncGenerator[bytes, None], until: float) -> bytes:
+    """What comes next; empty at the end, or when the time is over, which ends them."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(until):
+            return await anext(events, b"")
+    return b""
 
 
 def _partial(record: JobRecord, seen: PreviewView, index: int) -> bytes:
@@ -228,7 +260,7 @@ def _partial(record: JobRecord, seen: PreviewView, index: int) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
 
 
-async def _events(gateway: Gateway, record: JobRecord) -> AsyncIterator[bytes]:
+async def _events(gateway: Gateway, record: JobRecord) -> AsyncGenerator[bytes, None]:
     view = gateway.live.view(record)
     for index in range(len(record.outputs)):
         event = ImageCompleted(
