@@ -130,6 +130,12 @@ class Book:
             self._put(key, known)
         return known
 
+    def keep_in_mind(self, key: str, delivery: Delivery, revision: int) -> None:
+        """It would have written this over that revision, and there was no room."""
+        before = self.open.get(key)
+        if before is not None and before.revision == revision:
+            self._put(key, Known(delivery, revision, self._clock.monotonic()))
+
     def settle(self, key: str, delivery: Delivery) -> None:
         """It was made."""
         self._made[key] = delivery

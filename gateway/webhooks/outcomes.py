@@ -121,6 +121,11 @@ class Outcomes:
                 return
             except BusUnavailable:
                 await self._clock.sleep(AGAIN_S)
+            except BucketFull:
+                # It was tried all the same: until there is room, only this process knows when to try again.
+                _LOG.warning("no_room_for_what_came_of_a_try", key=key)
+                self._book.keep_in_mind(key, delivery, revision)
+                return
             except WrongRevision:
                 # The write before happened and its answer was lost, or the try took longer than the claim.
                 await self.reread(key)

@@ -16,7 +16,7 @@ from gateway.webhooks.dispatcher import HEAD_START_S
 from gateway.webhooks.schedule import Failed, Verdict
 from shared import lifecycle
 from shared.errors import BucketFull, BusUnavailable
-from shared.messages import DeliveryState, encode
+from shared.messages import Delivery, DeliveryState, decode, encode
 from shared.topology import ARCHIVE, DELIVERED, DELIVERED_MARK, DELIVERIES, JOBS, archive_key, delivery_key
 from tests.support.clock import settle
 from tests.support.memory_bus import Write
@@ -455,6 +455,28 @@ async def test_no_room_to_remember_what_was_delivered_costs_no_second_try(world:
         assert world.receivers.ids() == [f"msg_{job}"]
         assert world.open(job) is None
         assert (await webhook(gw, job))["state"] == "delivered"
+
+
+async def test_no_room_to_write_down_a_failed_try_makes_nobody_try_each_second(world: World) -> None:
+    def full(write: Write) -> None:
+        if write.bucket == DELIVERIES.name and decode(write.value or b"", Delivery).claim_s == 0:
+            raise BucketFull(DELIVERIES.name)
+
+    world.receivers.answers[URL] = says(404)
+    async with world.gateway() as gw:
+        job = await world.job(gw)
+        await world.fleet.finish(job)
+        world.broker.before_write = full  # it is owed; claims find room, and what comes of tries does not
+        await settle()
+        await world.clock.advance(200.0)
+        pauses = [after.at - before.at for before, after in pairwise(world.receivers.tries)]
+        assert len(pauses) == 3
+        assert all(later > 2 * sooner for sooner, later in pairwise(pauses))
+        assert (await webhook(gw, job))["tries"] == 4
+        world.broker.before_write = None
+        world.receivers.answers.clear()
+        await world.clock.advance(2 * A_WHILE_S)
+        assert world.only_delivered(job)
 
 
 async def test_a_record_that_cannot_be_read_just_now_costs_no_try(world: World) -> None:
