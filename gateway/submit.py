@@ -13,6 +13,7 @@ import re
 import secrets
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -28,7 +29,7 @@ from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
 from gateway.schema.requests import MAX_REFERENCES, SubmitBody
-from gateway.uploads import Upload, from_data_uri
+from gateway.uploads import Upload, from_data_uri, temporary
 from gateway.webhooks.sending import Addresses
 from shared import guarded_http
 from shared.artifacts import Artifacts
@@ -90,6 +91,10 @@ class Submissions:
         self.files = InputFiles(artifacts, settings, clock)
         self._moderation = Moderation.of(settings)
 
+    def fresh(self) -> str:
+        """An id that no job has."""
+        return ids.fresh(self._clock.wall())
+
     async def submit(
         self,
         tenant: str,
@@ -101,6 +106,7 @@ class Submissions:
         wishes: bool = False,
         again: bool = False,
         once: bool = False,
+        job: str | None = None,
     ) -> JobRecord:
         """The job that this submit made, or made before under the same key.
 
@@ -110,14 +116,15 @@ class Submissions:
             once: the key names one job for ever: a second submit under it is refused, the same payload or not.
             wishes: what the model cannot do is moved to the nearest that it can, see ``gateway.nearest``.
             stack: ends with the request; holds temporary files.
+            job: its id, if no key gives it one (``fresh``).
 
         Raises:
             Problem: 422, 429, 503 (with the id that the job would have), 410 (the key's job was deleted), or 409
                 (``once``, and there is one).
             InvalidRequest: a field cannot be served.
         """
-        job = ids.derived(tenant, key) if key is not None else ids.fresh(self._clock.wall())
-        copies: dict[str, tuple[str, str]] = {}
+        job = ids.derived(tenant, key) if key is not None else job or self.fresh()
+        copies: dict[str, Output] = {}
         inputs = await self._inputs(tenant, body, uploads, copies, stack)
         digest = _payload_hash(body, inputs)
         twin = self._twin(tenant, digest) if again and key is None else None
@@ -148,8 +155,8 @@ class Submissions:
             await judged(self._moderation, record)
             for upload in uploads.values():
                 await self.files.store(tenant, upload)
-            for field, (source, key_of_copy) in copies.items():
-                await self._copy(source, key_of_copy, field)
+            for field, output in copies.items():
+                await self._copy(tenant, output, field, stack)
             return await self._create(record, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
@@ -325,11 +332,11 @@ class Submissions:
         tenant: str,
         body: SubmitBody,
         uploads: dict[str, Upload],
-        copies: dict[str, tuple[str, str]],
+        copies: dict[str, Output],
         stack: ExitStack,
     ) -> dict[str, Input]:
         """All input files by the names of ``JobRequest.inputs``. Data URIs join ``uploads``, and other jobs' outputs
-        ``copies`` (from which key to which, by field): both are stored later, when nothing refuses the job any more."""
+        ``copies``: both are stored later, when nothing refuses the job any more."""
         inputs = {}
         for field, source in _sources(body, uploads):
             allowed = FILES[field.partition(".")[0]]
@@ -340,9 +347,13 @@ class Submissions:
                     inputs[field] = await self._stored(tenant, match.group(1), field)
                 elif match := _OUTPUT.fullmatch(source):
                     output = await self._output(tenant, match.group(1), int(match.group(2)), field)
-                    key = input_key(tenant, output.sha256)
-                    copies[field] = output.key, key
-                    inputs[field] = Input(key=key, media_type=output.media_type, size=output.size, sha256=output.sha256)
+                    copies[field] = output
+                    inputs[field] = Input(
+                        key=input_key(tenant, output.sha256),
+                        media_type=output.media_type,
+                        size=output.size,
+                        sha256=output.sha256,
+                    )
                 elif source.startswith(("http://", "https://")):
                     inputs[field] = _by_url(source, field)
                 else:
@@ -380,12 +391,21 @@ class Submissions:
             raise invalid(field, f"the job has {len(record.outputs)} outputs")
         return record.outputs[index]
 
-    async def _copy(self, source: str, key: str, field: str) -> None:
-        """Another job's output among the inputs, so that it outlives that job."""
+    async def _copy(self, tenant: str, output: Output, field: str, stack: ExitStack) -> None:
+        """Another job's output among the inputs, so that it outlives that job. It lies there under its hash, where
+        others may rely on it: so it is looked at before it is put there."""
+        file, digest = temporary(stack), hashlib.sha256()
         try:
-            await self._artifacts.put(key, self._artifacts.read(source))
+            async for chunk in self._artifacts.read(output.key):
+                file.write(chunk)
+                digest.update(chunk)
         except ArtifactNotFound:
             raise invalid(field, "that output is no longer there") from None
+        if digest.hexdigest() != output.sha256:
+            _LOG.error("an output is not what its job made", key=output.key)
+            raise invalid(field, "that output is not what its job made")
+        file.flush()
+        await self._artifacts.put_file(input_key(tenant, output.sha256), Path(file.name))
 
 
 def aliases(text: str) -> dict[str, str]:

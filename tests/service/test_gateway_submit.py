@@ -437,6 +437,24 @@ async def test_an_output_is_not_copied_for_a_job_that_is_refused(gw: GatewayUnde
     assert (await gw.artifacts.stat(input_key("default", made.sha256))).size == len(PNG)
 
 
+async def test_an_output_that_is_not_what_its_job_made_is_no_input(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    """What lies under a hash is what has that hash, whatever became of the output: others rely on it."""
+    done = await gw.submit(num_frames=1)
+    await fleet.run(done["id"])
+    made = (await fleet.finish(done["id"], PNG, "image/png")).outputs[0]
+    key = input_key("default", made.sha256)
+    await gw.artifacts.put(made.key, PNG + b"x")
+    body = {"prompt": "a", "image": f"job:{done['id']}/outputs/0"}
+    refused = problem(await gw.client.post("/v1/jobs", json=body), 422)
+    assert "image" in str(refused["errors"])
+    with pytest.raises(ArtifactNotFound):
+        await gw.artifacts.stat(key)
+    await gw.client.post("/v1/files", files={"file": ("x.png", PNG)})
+    problem(await gw.client.post("/v1/jobs", json=body), 422)
+    assert (await gw.artifacts.stat(key)).size == len(PNG), "the good one is still there"
+    assert len((await gw.client.get("/v1/jobs")).json()["data"]) == 1
+
+
 async def test_a_form_may_refer_to_a_kept_file(gw: GatewayUnderTest, fleet: Fleet) -> None:
     await gw.client.post("/v1/files", content=PNG, headers={"Content-Type": "image/png"})
     last = png(64)
