@@ -3,6 +3,7 @@ own fields is a video, any other is pictures; a status is in the words of what t
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -26,7 +27,9 @@ from gateway.problems import FieldError, Problem, invalid
 from gateway.uploads import decode_json, read_body
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, Task
+from shared.telemetry import log
 
+_LOG = log(__name__)
 T = TypeVar("T", bound=Struct)
 
 _fields = msgspec.json.Decoder(dict[str, Raw])
@@ -63,20 +66,42 @@ async def batch(request: AnyRequest) -> Response[bytes]:
         gateway.admission.room(tenant, len(items))
     made: list[JobRecord] = []
     #: Those that an earlier request under the same key had not made already: only they are taken back.
-    fresh: list[JobRecord] = []
+    begun: list[str] = []
     with ExitStack() as stack:
-        for index, item in enumerate(items):
-            own = None if key is None else f"{key}/{index}"
-            there = own is not None and await _exists(gateway, tenant, ids.derived(tenant, own))
-            try:
-                record = await _make(gateway, tenant, bytes(item), decode_json(bytes(item), _fields), own, stack)
-                made.append(record)
-                fresh += [] if there else [record]
-            except (Problem, InvalidRequest) as error:
-                for record in fresh:
-                    await gateway.changes.cancel(record.id, tenant)
-                raise _inside(error, f"{where}[{index}]") from error
+        try:
+            for item in items:
+                own = None if key is None else f"{key}/{len(made)}"
+                job = gateway.submissions.fresh() if own is None else ids.derived(tenant, own)
+                there = own is not None and await _exists(gateway, tenant, job)
+                begun += [] if there else [job]
+                fields = decode_json(bytes(item), _fields)
+                made.append(await _make(gateway, tenant, bytes(item), fields, own, stack, job))
+        except BaseException as error:  # a client that goes away too
+            await _taken_back(gateway, tenant, begun)
+            if isinstance(error, (Problem, InvalidRequest)):
+                raise _inside(error, f"{where}[{len(made)}]") from error
+            raise
     return answer_many([_submitted(gateway, record) for record in made])
+
+
+async def _taken_back(gateway: Gateway, tenant: str, jobs: list[str]) -> None:
+    """None of these jobs is there any more, whoever does not wait for it; of the last it is unknown whether it was
+    made."""
+
+    async def take_back() -> None:
+        for job in jobs:
+            try:
+                await gateway.changes.cancel(job, tenant)
+            except Exception as error:
+                if not (isinstance(error, Problem) and error.status in (404, 410)):
+                    _LOG.error("a job of a refused batch is left", job=job, error=type(error).__name__)
+
+    taking = asyncio.ensure_future(take_back())
+    try:
+        await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        await asyncio.wait((taking,))
+        raise
 
 
 @get("/status/{task_id:str}")
@@ -91,7 +116,13 @@ async def status(request: AnyRequest, task_id: FromPath[str]) -> Response[bytes]
 
 
 async def _make(
-    gateway: Gateway, tenant: str, body: bytes, fields: dict[str, Raw], key: str | None, stack: ExitStack
+    gateway: Gateway,
+    tenant: str,
+    body: bytes,
+    fields: dict[str, Raw],
+    key: str | None,
+    stack: ExitStack,
+    job: str | None = None,
 ) -> JobRecord:
     settings, submissions = gateway.settings, gateway.submissions
     if wan_api.MARKS & fields.keys():
@@ -99,10 +130,10 @@ async def _make(
             video = decode_json(body, _wan)
             ours = wan_api.to_body(video, settings.wan_api_model or None)
             uploads = await wan_api.picture(video, tenant, gateway, stack)
-            return await submissions.submit(tenant, ours, uploads, key, stack, wishes=True)
+            return await submissions.submit(tenant, ours, uploads, key, stack, wishes=True, job=job)
     with naming(hidream.FIELDS):
         ours = hidream.to_body(decode_json(body, _hidream), settings.hidream_model or None)
-        return await submissions.submit(tenant, ours, {}, key, stack, wishes=True)
+        return await submissions.submit(tenant, ours, {}, key, stack, wishes=True, job=job)
 
 
 async def _exists(gateway: Gateway, tenant: str, job: str) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shared.errors import SettingsError
-from shared.messages import Input, State
+from shared.errors import ArtifactError, BusUnavailable, SettingsError
+from shared.messages import Input, JobRecord, State
 from shared.settings import Settings
-from tests.support.gateway import Fleet, GatewayUnderTest, gateway, png
+from tests.support.gateway import BOUND_S, Fleet, GatewayUnderTest, gateway, png
 from tests.support.memory_bus import MemoryBroker
 
 VIDEO = {
@@ -203,6 +205,85 @@ async def test_a_refused_batch_takes_nothing_back_that_an_earlier_one_made(gw: G
     assert other.status_code == 422
     for made in first:
         assert (await fleet.record(made["task_id"])).state is State.QUEUED
+
+
+class Third:
+    """Submits as they are, but for the third: it is made, and then something happens."""
+
+    def __init__(self, gw: GatewayUnderTest, happens: Callable[[], Awaitable[None]]) -> None:
+        self.submits, self._happens, self._submit = 0, happens, gw.parts.submissions.submit
+
+    async def submit(self, *given: Any, **more: Any) -> JobRecord:
+        self.submits += 1
+        record = await self._submit(*given, **more)
+        if self.submits == 3:
+            await self._happens()
+        return record
+
+
+async def states(gw: GatewayUnderTest) -> list[str]:
+    return [str(job["state"]) for job in (await gw.client.get("/v1/jobs")).json()["data"]]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("error", [ArtifactError("full"), BusUnavailable(), ValueError("ours")])
+async def test_a_batch_that_fails_leaves_no_job(
+    gw: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch, error: Exception, key: str | None
+) -> None:
+    async def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(gw.parts.submissions, "submit", Third(gw, fails).submit)
+    headers = {} if key is None else {"Idempotency-Key": key}
+    answer = await gw.client.post("/batch_submit", json=[PICTURE] * 4, headers=headers)
+    assert answer.status_code == (500 if isinstance(error, ValueError) else 503)
+    assert await states(gw) == ["cancelled"] * 3
+
+
+async def test_a_batch_whose_client_goes_away_leaves_no_job(
+    gw: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, cancel, goes_on = asyncio.Event(), gw.parts.changes.cancel, asyncio.Event()
+
+    async def waits() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async def slow(job: str, tenant: str) -> JobRecord:
+        reached.set()
+        await goes_on.wait()
+        return await cancel(job, tenant)
+
+    monkeypatch.setattr(gw.parts.submissions, "submit", Third(gw, waits).submit)
+    monkeypatch.setattr(gw.parts.changes, "cancel", slow)
+    asking = asyncio.create_task(gw.client.post("/batch_submit", json=[PICTURE] * 4))
+    for _ in range(2):  # in the middle of a submit, and again in the middle of taking them back
+        async with asyncio.timeout(BOUND_S):
+            await reached.wait()
+        reached.clear()
+        asking.cancel()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await states(gw) == ["cancelled"] * 3
+
+
+async def test_one_that_cannot_be_taken_back_keeps_no_other(
+    gw: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, tried = gw.parts.changes.cancel, 0
+
+    async def first_fails(job: str, tenant: str) -> JobRecord:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise BusUnavailable
+        return await cancel(job, tenant)
+
+    monkeypatch.setattr(gw.parts.changes, "cancel", first_fails)
+    answer = await gw.client.post("/batch_submit", json=[PICTURE, PICTURE, PICTURE, {**PICTURE, "resolution": "big"}])
+    assert answer.status_code == 422, "what is answered is what was wrong"
+    assert sorted(await states(gw)) == ["cancelled", "cancelled", "queued"]
 
 
 async def test_a_setting_that_names_no_folder_ends_the_start(broker: MemoryBroker, tmp_path: Path) -> None:
