@@ -98,6 +98,7 @@ async def serve(settings: Settings) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
         )
         await _Server(config, app, url).serve(sockets=[listening])

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from gateway.live import Live
-from gateway.loops import forever
 from gateway.problems import FieldError, Problem
 from gateway.rates import Rates
 from gateway.standing import standing
@@ -31,6 +30,8 @@ _LOG = log(__name__)
 
 _LOOK_EVERY_S = 2.0
 _RETRY_AFTER_S = 10
+#: Of one tenant, so that it does not fill the bucket ``uploads`` for all: about 2 MB of its 64.
+MOST_FILES = 10_000
 #: Clients that try again by themselves are told that it would be in vain.
 _IN_VAIN = {"x-should-retry": "false"}
 
@@ -38,22 +39,28 @@ _IN_VAIN = {"x-should-retry": "false"}
 class Place:
     """Room that was found for what is being made; a context manager, inside which it is made."""
 
-    __slots__ = ("_admission", "_jobs", "_size", "_tenant")
+    __slots__ = ("_admission", "_files", "_jobs", "_size", "_tenant")
 
-    def __init__(self, admission: Admission, tenant: str, jobs: int, size: int) -> None:
+    def __init__(self, admission: Admission, tenant: str, jobs: int, size: int, files: int = 0) -> None:
         self._admission = admission
         self._tenant = tenant
         self._jobs = jobs
         self._size = size
+        self._files = files
 
     def __enter__(self) -> None:
         self._admission.making[self._tenant] += self._jobs
         self._admission.storing[self._tenant] += self._size
+        self._admission.keeping[self._tenant] += self._files
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for counted, taken in ((self._admission.making, self._jobs), (self._admission.storing, self._size)):
+        for counted, taken in (
+            (self._admission.making, self._jobs),
+            (self._admission.storing, self._size),
+            (self._admission.keeping, self._files),
+        ):
             counted[self._tenant] -= taken
             if not counted[self._tenant]:
                 del counted[self._tenant]
@@ -63,7 +70,8 @@ class Admission:
     """Looks at the bucket's size now and then, so that a submit need not.
 
     Attributes:
-        making, storing: by tenant, jobs and bytes for which there was room, and which are not in the view yet.
+        making, storing, keeping: by tenant, jobs, bytes and files by themselves for which there was room, and which are
+            not in the view yet.
     """
 
     def __init__(self, bus: Bus, live: Live, settings: Settings, clock: Clock) -> None:
@@ -75,19 +83,18 @@ class Admission:
         self._rates = Rates()
         self.making: Counter[str] = Counter()
         self.storing: Counter[str] = Counter()
+        self.keeping: Counter[str] = Counter()
 
     async def watch(self) -> None:
         """Look at the bucket's size until cancelled."""
-        await forever("admission", self._clock, self._look)
-
-    async def _look(self) -> None:
-        try:
-            _, size = await self._bus.bucket(JOBS.name).usage()
-            self._full = size >= ADMISSION_SHARE * JOBS.max_bytes
-        except BusError as error:
-            _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
-        self._live.accounts.stored.forget_uploads(self._clock.monotonic())
-        await self._clock.sleep(_LOOK_EVERY_S)
+        while True:
+            try:
+                _, size = await self._bus.bucket(JOBS.name).usage()
+                self._full = size >= ADMISSION_SHARE * JOBS.max_bytes
+            except BusError as error:
+                _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
+            self._live.accounts.stored.forget_uploads(self._clock.monotonic())
+            await self._clock.sleep(_LOOK_EVERY_S)
 
     def full(self) -> None:
         """A write was refused for want of room: believe it until the next look."""
@@ -106,6 +113,10 @@ class Admission:
         self._check(tenant, 1, size)
         self._pass(tenant, 1, ask=False)
         return Place(self, tenant, 1, size)
+
+    def peek(self, tenant: str) -> None:
+        """Whether one job without inputs would be taken now. Raises as ``place``."""
+        self.room(tenant, 1)
 
     def room(self, tenant: str, jobs: int) -> None:
         """Whether so many jobs would be taken now; for batches, which are made all or not at all. Raises as
@@ -142,7 +153,7 @@ class Admission:
                 raise _beyond("submits_per_s", "this tenant may submit none")
             most = limits.burst or math.ceil(rate)
             raise _beyond("burst", f"{jobs} jobs at once are more than this tenant's burst of {most}")
-        text = f"this tenant may submit {rate:g} jobs per second"
+        text = f"this tenant may submit {rate:g} jobs and files per second"
         wait_ms = max(1, math.ceil(1000 * verdict.wait_s))
         raise _beyond(
             "submits_per_s", text, retry_after_s=math.ceil(wait_ms / 1000), headers={"retry-after-ms": str(wait_ms)}
@@ -151,10 +162,16 @@ class Admission:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def file(self, tenant: str, sha256: str, size: int) -> Place:
-        """Room for an input file by itself. Raises as ``place``."""
+        """Room for an input file by itself; it counts as a submit. Raises as ``place``."""
         size = self._live.accounts.stored.new(tenant, {sha256: size})
-        self._check_bytes(tenant, self._live.operators.limits(tenant).max_stored_bytes, size)
-        return Place(self, tenant, 0, size)
+        self._check_file(tenant, size)
+        self._pass(tenant, 1, ask=False)
+        return Place(self, tenant, 0, size, files=1)
+
+    def peek_file(self, tenant: str) -> None:
+        """Whether a file without content would be taken now. Raises as ``place``."""
+        self._check_file(tenant, 0)
+        self._pass(tenant, 1, ask=True)
 
     async def note_file(self, tenant: str, sha256: str, size: int) -> None:
         """Tell every gateway that the file is about to be stored.
@@ -168,6 +185,11 @@ class Admission:
         except BucketFull:
             raise self.refusal() from None
         self._live.accounts.stored.uploaded(tenant, sha256, size, self._clock.monotonic())
+
+    def _check_file(self, tenant: str, size: int) -> None:
+        if self._live.accounts.stored.files_of(tenant) + self.keeping[tenant] >= MOST_FILES:
+            raise _beyond("max_files", f"at most {MOST_FILES} files that came by themselves are kept of a tenant")
+        self._check_bytes(tenant, self._live.operators.limits(tenant).max_stored_bytes, size)
 
     def _check_bytes(self, tenant: str, limit: int | None, size: int) -> None:
         if limit is None:

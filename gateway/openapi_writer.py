@@ -23,6 +23,7 @@ _SAYS = {
     403: "Not with this key's role, or not from there.",
     404: "There is no such thing.",
     405: "Not with this method.",
+    408: "The body took too long.",
     409: "Not in this state.",
     410: "The job was deleted.",
     413: "The body is too long.",
@@ -205,7 +206,8 @@ def _described(operation: Operation, components: Json) -> Json:
     if operation.makes_jobs:
         for said in responses.values():
             said["headers"] = {"Preference-Applied": {"description": "the answer to `Prefer`", "schema": TEXT}}
-    for status in sorted({*operation.problems, *(() if operation.open else _BEFORE), *_of_keys(operation)}):
+    before = () if operation.open else _BEFORE
+    for status in sorted({*operation.problems, *before, *_of_keys(operation), *_of_bodies(operation)}):
         kind = MEDIA_TYPE if operation.refuses is ProblemDetails else "application/json"
         responses[str(status)] = {
             "description": _SAYS[status],
@@ -230,6 +232,11 @@ def _described(operation: Operation, components: Json) -> Json:
 
 def _of_keys(operation: Operation) -> tuple[int, ...]:
     return (400,) if operation.makes_jobs else ()
+
+
+def _of_bodies(operation: Operation) -> tuple[int, ...]:
+    """Whoever may send too much may send it too slowly."""
+    return (408,) if 413 in operation.problems else ()
 
 
 def _done(answer: Any) -> Json:

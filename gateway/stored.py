@@ -60,6 +60,7 @@ class Stored:
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._db.execute("CREATE TABLE inputs (name TEXT PRIMARY KEY, size INT, uses INT) WITHOUT ROWID")
         self._bytes: Counter[str] = Counter()
+        self._uploads: Counter[str] = Counter()
         #: Uploads of late: when each is no longer one, on this process's monotonic clock.
         self._until: dict[tuple[str, str], float] = {}
         self._ends: list[tuple[float, str, str]] = []
@@ -71,6 +72,10 @@ class Stored:
     def bytes_of(self, tenant: str) -> int:
         """How many bytes are kept of the tenant."""
         return self._bytes[tenant]
+
+    def files_of(self, tenant: str) -> int:
+        """How many files that came by themselves are kept of the tenant."""
+        return self._uploads[tenant]
 
     def has(self, tenant: str, sha256: str) -> bool:
         """Whether that input is counted already."""
@@ -107,6 +112,7 @@ class Stored:
         """It was stored by itself then, by this process's monotonic clock."""
         if (tenant, sha256) not in self._until:
             self._hold(tenant, sha256, size)
+            self._uploads[tenant] += 1
         assert UPLOADS.ttl_s is not None
         self._until[tenant, sha256] = until = at + UPLOADS.ttl_s
         heapq.heappush(self._ends, (until, tenant, sha256))
@@ -119,6 +125,9 @@ class Stored:
             if until is not None and until <= now:
                 del self._until[tenant, sha256]
                 self._let_go(tenant, sha256)
+                self._uploads[tenant] -= 1
+                if not self._uploads[tenant]:
+                    del self._uploads[tenant]
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 

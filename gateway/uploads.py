@@ -3,6 +3,7 @@ them into the artifact store under their own content's hash."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -31,8 +32,6 @@ MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 64
 #: How much of a refused body is read all the same, so that the client gets to read the answer.
 _MAX_DRAIN = 64 * 1024 * 1024
-#: A length with more is nobody's, and reading digits without end takes time.
-_LENGTH_DIGITS = 20
 
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"field `(?P<name>[^`]+)`")
@@ -67,23 +66,24 @@ async def read(request: AnyRequest, limit: int) -> bytes:
     """The body.
 
     Raises:
-        Problem: 413, it is longer than ``limit``; or 400, what it says of its length is none.
+        Problem: 413, it is longer than ``limit``.
     """
     return b"".join([chunk async for chunk in chunks(request, limit)])
 
 
-async def chunks(request: AnyRequest, limit: int) -> AsyncIterator[bytes]:
+async def chunks(request: AnyRequest, limit: int, *, in_time: bool = True) -> AsyncIterator[bytes]:
     """The body piece by piece.
 
+    Args:
+        in_time: it must have come within ``body_timeout_s``.
+
     Raises:
-        Problem: 413, or 400: what it says of its length is none.
+        Problem: 413; or 408, it took too long.
     """
-    declared = request.headers.get("content-length", "0")
-    if not (declared.isascii() and declared.isdigit() and len(declared) < _LENGTH_DIGITS):
-        raise Problem(400, "Content-Length must be a number of bytes")
-    too_long = int(declared) > limit
+    declared = request.headers.get("content-length", "")
+    too_long = declared.isdigit() and int(declared) > limit
     size = 0
-    async for chunk in request.stream():
+    async for chunk in _arriving(request) if in_time else request.stream():
         size += len(chunk)
         if too_long or size > limit:
             too_long = True
@@ -93,6 +93,32 @@ async def chunks(request: AnyRequest, limit: int) -> AsyncIterator[bytes]:
             yield chunk
     if too_long:
         raise Problem(413, f"the body is longer than {limit} bytes")
+
+
+async def _arriving(request: AnyRequest) -> AsyncIterator[bytes]:
+    """What comes of the body, for as long as there is time."""
+    seconds: float = request.app.state.gateway.settings.body_timeout_s
+    ends, body = asyncio.get_running_loop().time() + seconds, aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout_at(ends):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            raise too_slow(seconds) from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+def too_slow(seconds: float) -> Problem:
+    """408: the body took longer than that. What still comes of it is not waited for."""
+    return Problem(408, f"the body took longer than {seconds:g} s", headers={"Connection": "close"})
+
+
+async def unread(request: AnyRequest, limit: int) -> None:
+    """Let a body come that nothing is kept of, so that the client gets to read why. Raises as ``chunks``."""
+    async for _ in chunks(request, limit):
+        pass
 
 
 async def read_json(request: AnyRequest, decoder: msgspec.json.Decoder[T], limit: int) -> T:

@@ -106,6 +106,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key: str = ""
     max_body_bytes: Count = 32 * 1024 * 1024
     max_json_bytes: Count = 1024 * 1024
+    #: A request's body must have come within that time.
+    body_timeout_s: Seconds = 300.0
+    #: Connections of one gateway process; beyond them everything is answered 503.
+    max_connections: Count = 20_000
     shutdown_grace_s: Seconds = 5.0
     sse_heartbeat_s: Seconds = 15.0
     #: A model that no pool has ever announced: refuse the job, or queue it until one does.

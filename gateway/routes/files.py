@@ -39,7 +39,7 @@ async def write_granted(
     """Keep the body under the key, whole or not at all."""
     key, max_bytes = _granted(request, HttpMethod.PUT, f"{first}/{second}/{name}")
     _still_wanted(request, key)
-    body = chunks(request, max_bytes)
+    body = chunks(request, max_bytes, in_time=False)
     await gateway_of(request).artifacts.put(key, _checked(body, request.headers.get("content-length", "")))
     return Response(None, status_code=204)
 

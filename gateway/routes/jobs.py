@@ -16,6 +16,7 @@ from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
+from gateway.routes.early import refuse_early
 from gateway.schema.jobs import JobList
 from gateway.schema.requests import PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
@@ -37,6 +38,8 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     gateway = gateway_of(request)
     with ExitStack() as stack:
         if content_type(request)[0] == _MULTIPART:
+            if "idempotency-key" not in request.headers:  # else it may be a job that is there already
+                await refuse_early(request, gateway.admission.peek)
             form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
             record = await _submitted(request, body_of(form), form.files, stack)
         else:

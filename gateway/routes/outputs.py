@@ -17,6 +17,7 @@ from gateway.links import key_of, name_of
 from gateway.openapi_writer import TEXT, Json, Operation
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.problems import Problem, invalid, not_found
+from gateway.routes.early import refuse_early
 from gateway.schema.jobs import FileView
 from gateway.uploads import Upload, chunks, content_type, finish, read_form, temporary
 from shared.artifacts import Artifacts
@@ -114,6 +115,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Keep an input file, to be named as ``file:<id>``: multipart with one part ``file``, or the bytes as the body."""
     gateway = gateway_of(request)
+    await refuse_early(request, gateway.admission.peek_file)
     with ExitStack() as stack:
         if content_type(request)[0] == "multipart/form-data":
             form = await read_form(request, gateway.settings.max_body_bytes, frozenset({"file"}), stack)
@@ -126,8 +128,8 @@ async def upload(request: AnyRequest) -> Response[bytes]:
         else:
             kept = await _from_body(request, gateway.settings.max_body_bytes, stack)
         tenant = tenant_of(request)
-        await gateway.submissions.files.check({"file": kept})
         with gateway.admission.file(tenant, kept.sha256, kept.size):
+            await gateway.submissions.files.check({"file": kept})
             await gateway.admission.note_file(tenant, kept.sha256, kept.size)
             await gateway.submissions.files.store(tenant, kept)
     return answer(

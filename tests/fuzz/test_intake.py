@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -21,6 +22,7 @@ from shared.decoding import How, Limits, Make, NotFrames, shape_of
 from shared.errors import InvalidRequest
 from shared.intake import Intake, Rejected
 from shared.media import IMAGES, VIDEOS, inspect
+from shared.settings import Settings
 from tests.fuzz.bounds import bounded
 from tests.support.films import film
 from tests.support.gateway import png
@@ -41,6 +43,7 @@ class Sent:
     def __init__(self, pieces: list[bytes], boundary: str) -> None:
         self._pieces = pieces
         self.headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        self.app = SimpleNamespace(state=SimpleNamespace(gateway=SimpleNamespace(settings=Settings())))
 
     async def stream(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:

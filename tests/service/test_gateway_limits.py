@@ -11,6 +11,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from gateway import admission, uploads
 from gateway.replicas import LEASE_S
 from shared.messages import TenantUsage, encode
 from shared.settings import Settings
@@ -21,6 +22,7 @@ from tests.support.memory_bus import MemoryBroker
 from tests.support.submits import submits
 
 LIMITS = "/v1/tenants/default/limits"
+RAW = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
@@ -135,6 +137,75 @@ async def test_the_default_of_the_settings_is_for_every_tenant(broker: MemoryBro
         await limit(gw, submits_per_s=1000)
         await gw.clock.advance(0.01)
         assert [(await submit(gw)).status_code for _ in range(5)] == [202] * 5
+
+
+async def test_a_file_is_a_submit(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    await limit(gw, submits_per_s=0.5, burst=2)
+    first = await gw.client.post("/v1/files", files={"file": ("a.png", png())})
+    assert (first.status_code, first.headers["ratelimit"]) == (201, '"submits";r=1;t=2')
+    assert (await submit(gw)).status_code == 202
+    for body in ({"files": {"file": ("a.png", png(16, 16))}}, {"content": png(), "headers": RAW}):
+        refused = await gw.client.post("/v1/files", **body)
+        assert named(refused) == "submits_per_s"
+        assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("2", "2000")
+        assert refused.headers["ratelimit"] == '"submits";r=0;t=4'
+    await gw.clock.advance(2.01)
+    assert (await gw.client.post("/v1/files", files={"file": ("a.png", png())})).status_code == 201
+
+
+async def test_a_file_that_is_refused_is_not_decoded(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await limit(gw, submits_per_s=0.1, burst=2)
+    checked: list[object] = []
+
+    async def check(uploads: object) -> None:
+        checked.append(uploads)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(gw.parts.submissions.files, "check", check)
+    sent = [gw.client.post("/v1/files", files={"file": ("a.png", png(16, 16 + n))}) for n in range(6)]
+    assert sorted(answer.status_code for answer in await asyncio.gather(*sent)) == [201] * 2 + [429] * 4
+    assert len(checked) == 2
+
+
+async def test_a_tenant_keeps_so_many_files_at_most(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MOST_FILES", 3)
+    sent = [gw.client.post("/v1/files", files={"file": ("a.png", png(16, 16 + n))}) for n in range(6)]
+    answers = await asyncio.gather(*sent)
+    refused = [answer for answer in answers if answer.status_code != 201]
+    assert [named(answer) for answer in refused] == ["max_files"] * 3
+    assert refused[0].headers["x-should-retry"] == "false"
+    assert (await gw.bus.bucket(UPLOADS.name).usage())[0] == 3
+    assert not gw.parts.admission.keeping
+    assert (await submit(gw)).status_code == 202, "jobs are another matter"
+    stored = gw.parts.live.accounts.stored
+    stored.forget_uploads(gw.clock.monotonic() + (UPLOADS.ttl_s or 0.0) + 10.0)
+    assert (await gw.client.post("/v1/files", files={"file": ("a.png", png())})).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])
+@pytest.mark.parametrize("limits", [{"submits_per_s": 0}, {"max_stored_bytes": 0}])
+async def test_a_body_is_not_read_for_who_gets_nothing(
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, path: str, limits: dict[str, float]
+) -> None:
+    """Its files would be written to the disk for nothing."""
+    await limit(gw, **limits)
+    made: list[object] = []
+    monkeypatch.setattr(uploads, "temporary", made.append)
+    files = {"image" if path == "/v1/jobs" else "file": ("a.png", png())}
+    assert named(await gw.client.post(path, data={"prompt": "a"}, files=files)) == next(iter(limits))
+    assert made == []
+
+
+async def test_a_form_with_a_key_is_its_job_whatever_the_limits_say(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    form: Any = {"data": {"prompt": "a"}, "files": {"image": ("a.png", png())}, "headers": {"Idempotency-Key": "k"}}
+    first = await gw.client.post("/v1/jobs", **form)
+    await limit(gw, submits_per_s=0)
+    again = await gw.client.post("/v1/jobs", **form)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
