@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from gateway.live import Live
+from gateway.loops import forever
 from gateway.problems import FieldError, Problem
 from gateway.rates import Rates
 from gateway.standing import standing
@@ -87,14 +88,16 @@ class Admission:
 
     async def watch(self) -> None:
         """Look at the bucket's size until cancelled."""
-        while True:
-            try:
-                _, size = await self._bus.bucket(JOBS.name).usage()
-                self._full = size >= ADMISSION_SHARE * JOBS.max_bytes
-            except BusError as error:
-                _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
-            self._live.accounts.stored.forget_uploads(self._clock.monotonic())
-            await self._clock.sleep(_LOOK_EVERY_S)
+        await forever("admission", self._clock, self._look)
+
+    async def _look(self) -> None:
+        try:
+            _, size = await self._bus.bucket(JOBS.name).usage()
+            self._full = size >= ADMISSION_SHARE * JOBS.max_bytes
+        except BusError as error:
+            _LOG.debug("the bucket's size is unknown", error=type(error).__name__)
+        self._live.accounts.stored.forget_uploads(self._clock.monotonic())
+        await self._clock.sleep(_LOOK_EVERY_S)
 
     def full(self) -> None:
         """A write was refused for want of room: believe it until the next look."""

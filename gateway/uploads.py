@@ -32,6 +32,8 @@ MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 64
 #: How much of a refused body is read all the same, so that the client gets to read the answer.
 _MAX_DRAIN = 64 * 1024 * 1024
+#: A length with more is nobody's, and reading digits without end takes time.
+_LENGTH_DIGITS = 20
 
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"field `(?P<name>[^`]+)`")
@@ -66,7 +68,7 @@ async def read(request: AnyRequest, limit: int) -> bytes:
     """The body.
 
     Raises:
-        Problem: 413, it is longer than ``limit``.
+        Problem: 413, it is longer than ``limit``; or 400, what it says of its length is none.
     """
     return b"".join([chunk async for chunk in chunks(request, limit)])
 
@@ -78,10 +80,12 @@ async def chunks(request: AnyRequest, limit: int, *, in_time: bool = True) -> As
         in_time: it must have come within ``body_timeout_s``.
 
     Raises:
-        Problem: 413; or 408, it took too long.
+        Problem: 413; 408, it took too long; or 400: what it says of its length is none.
     """
-    declared = request.headers.get("content-length", "")
-    too_long = declared.isdigit() and int(declared) > limit
+    declared = request.headers.get("content-length", "0")
+    if not (declared.isascii() and declared.isdigit() and len(declared) < _LENGTH_DIGITS):
+        raise Problem(400, "Content-Length must be a number of bytes")
+    too_long = int(declared) > limit
     size = 0
     async for chunk in _arriving(request) if in_time else request.stream():
         size += len(chunk)
