@@ -172,7 +172,7 @@ def test_a_batch_of_another_kind_has_the_shapes_of_any(material: Material, kind:
 
 
 def test_the_painter_learns_a_batch_and_leaves_closed_units_closed(material: Material) -> None:
-    phase = Phase(steps=5, sides=(64,), batch=6, frames=1, peak=3e-4, final=3e-4, warm_up=1, paint_only=True)
+    phase = Phase(steps=5, sides=(64,), batch=6, frames=2, peak=3e-4, final=3e-4, warm_up=1, paint_only=True)
     trainer = Trainer(material, [phase], seed=0)
     batch = material.draw(phase, random.Random(0), torch.Generator().manual_seed(0))
     losses = [trainer.advance(batch)[0] for _ in range(5)]

@@ -43,10 +43,13 @@ _TOLD = _CODE + SCENE_WIDTH
 
 @dataclass(frozen=True)
 class Show:
-    """Scenes of one side with the first frame to be made up: the model's `inputs`; the content after the first blocks
-    that the scene would have there if it were given, and its backdrop alone, [b, tokens, 128]; what a token is told
-    [b, tokens, 4 + `SCENE_WIDTH`]: column, row, how far right of and below the thing it is, the scene's code; how the
-    thing covers it [b, tokens, 16 * 16]; the backdrop's colour there [b, tokens, 3] in -1..1."""
+    """Scenes of one side with the first frame to be made up.
+
+    The model's `inputs`; of the first frame the content after the first blocks that the scene would have there if it
+    were given, and its backdrop alone, [b, tokens, 128]; what a token is told [b, tokens, 4 + `SCENE_WIDTH`]: column,
+    row, how far right of and below the thing it is, the scene's code; how the thing covers it [b, tokens, 16 * 16]; the
+    backdrop's colour there [b, tokens, 3] in -1..1.
+    """
 
     inputs: dict[str, Tensor]
     wanted: Tensor
@@ -90,13 +93,16 @@ def _gate(painted: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     return direction * scale, offset * scale
 
 
-def _feed_forward_inputs(model: WanTransformer3DModel, number: int, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What reaches the feed-forward part of block `number`, and the stream after the first blocks, [tokens, width]."""
+def _feed_forward_inputs(
+    model: WanTransformer3DModel, number: int, inputs: dict[str, Tensor], tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What reaches the feed-forward part of block `number`, and the stream after the first blocks, [tokens, width]; of
+    each clip the first `tokens`, or all."""
     seen: list[Tensor] = []
     hook = model.blocks[number].ffn.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
     after = first_blocks(model, **inputs)
     hook.remove()
-    return seen[0].flatten(0, 1), after.flatten(0, 1)
+    return seen[0][:, :tokens].flatten(0, 1), after[:, :tokens].flatten(0, 1)
 
 
 def _output_gate(model: WanTransformer3DModel, number: int) -> Tensor:
@@ -167,7 +173,7 @@ def fit(model: WanTransformer3DModel, shows: list[Show], given: list[dict[str, T
     channels = [*range(CONTENT), *range(SPARE, _COVER_AT)]
     left: list[float] = []
     for number in range(FLOW_DEPTH):
-        passes = [_feed_forward_inputs(model, number, show.inputs) for show in shows]
+        passes = [_feed_forward_inputs(model, number, show.inputs, show.wanted.shape[1]) for show in shows]
         stream, after = (torch.cat(parts) for parts in zip(*passes, strict=True))
         left.append(float((wanted - after[:, :CONTENT]).square().mean()))
         if number == 0:
@@ -190,7 +196,8 @@ def fit(model: WanTransformer3DModel, shows: list[Show], given: list[dict[str, T
         output[_COVER_AT : _COVER_AT + len(written) - CONTENT] = written[CONTENT:]
         first.weight[-UNITS:], first.bias[-UNITS:] = entry, bias
         last.weight[:, -UNITS:] = output / _output_gate(model, number)[:, None]
-    end = torch.cat([first_blocks(model, **show.inputs).flatten(0, 1) for show in shows])
+    last_pass = [_feed_forward_inputs(model, 0, show.inputs, show.wanted.shape[1])[1] for show in shows]
+    end = torch.cat(last_pass)
     left.append(float((wanted - end[:, :CONTENT]).square().mean()))
     assert math.isfinite(left[-1])
     return [each / left[0] for each in left[1:]]

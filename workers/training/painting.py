@@ -75,34 +75,35 @@ class Painting:
         painter.lead_words(self.model)
         self.before.load_state_dict(self.model.state_dict())
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        alone = replace(phase, frames=1, batch=phase.batch * _FITTED)
+        alone = replace(phase, batch=phase.batch * _FITTED)
         shows = [self._show(replace(alone, sides=(side,)), rng, generator) for side in _FITTED_ON * phase.sides]
-        held = replace(alone, frames=3, batch=phase.batch, paint_only=False)
+        held = replace(phase, paint_only=False)
         given = []
         for side in phase.sides:
             photos = self.material.draw(replace(held, sides=(side,)), rng, generator)
             sigma, noisy = _noisy(photos.clean, generator)
             given.append(self._inputs(photos, photos.words, noisy, sigma))
-        self.rope.frames = None
         return fitting.fit(self.model, shows, given, seed)
 
     @torch.no_grad()
     def _show(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> Show:
         batch = self.material.draw(phase, rng, generator)
         side = batch.clean.shape[-1] * codec.PATCH
+        tokens = batch.things.shape[1]
         empty = [scene.without_thing for scene in batch.scenes]
         behind = torch.stack([scenes.render(scene, side) for scene in empty])
-        bare = codec.encode(self.material.basis, behind[:, :, None] * 2 - 1)
+        bare = batch.clean.clone()
+        bare[:, :, :1] = codec.encode(self.material.basis, behind[:, :, None] * 2 - 1)
         noise = torch.randn(batch.clean.shape, generator=generator)
         sigma = torch.full((len(noise),), LAST_SIGMA)
         noisy = (1 - LAST_SIGMA) * batch.clean + LAST_SIGMA * noise
-        self.rope.frames = None
+        self.rope.frames = batch.frames
         wanted = []
         for clean in (batch.clean, bare):
             condition, mask = first_frame_condition(clean)
             given = replace(batch, condition=condition, mask=mask)
-            content = first_blocks(self.before, **self._inputs(given, batch.words, noisy, sigma))[..., :CONTENT]
-            wanted.append(content)
+            content = first_blocks(self.before, **self._inputs(given, batch.words, noisy, sigma))
+            wanted.append(content[:, :tokens, :CONTENT])
         return Show(
             inputs=self._inputs(batch, batch.words, noisy, sigma),
             wanted=wanted[0],

@@ -18,6 +18,7 @@ from workers.engine.opening import open_model
 from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages import decode
 from workers.pool import Pool
+from workers.training.export import SHIFT
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sampler:
             fps=8,
             steps=steps,
             guidance_scale=1.0,
-            shift=card.shift.default,
+            shift=SHIFT,
             solver=card.solvers[0],
             seed=seed,
             cache=cache,

@@ -233,7 +233,7 @@ _SIDES: Final = (128, 192, 256)
 PHASES: Final = (
     Phase(steps=320, sides=(96, *_SIDES), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
     Phase(steps=2600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
-    Phase(steps=4000, sides=(128, *_SIDES), batch=24, frames=1, peak=3e-4, final=5e-6, warm_up=50, paint_only=True),
+    Phase(steps=4000, sides=(128, *_SIDES), batch=12, frames=4, peak=3e-4, final=5e-6, warm_up=50, paint_only=True),
     Phase(steps=1200, sides=_SIDES, batch=8, frames=4, peak=1.5e-4, final=1e-5, warm_up=30, scenes=0.3, layered=0.25),
     Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5, scenes=0.3, layered=0.2),
 )
