@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ GRACE_S = 5.0
 class Process:
     """``python -m gateway`` on a free port."""
 
-    def __init__(self, server: NatsServer, folder: Path) -> None:
+    def __init__(self, server: NatsServer, folder: Path, **more: str) -> None:
         settings = server.settings()
         environ = {key: value for key, value in os.environ.items() if not key.startswith("GENFLEET_")}
         environ |= {
@@ -38,6 +39,7 @@ class Process:
             "GENFLEET_UNKNOWN_MODEL": "queue",
             "GENFLEET_DEFAULT_MODEL": "wan-demo",
             "GENFLEET_SHUTDOWN_GRACE_S": str(GRACE_S),
+            **more,
         }
         self.process = subprocess.Popen(
             leashed(sys.executable, "-m", "gateway"), env=environ, stderr=subprocess.PIPE, text=True
@@ -137,3 +139,23 @@ def test_a_body_too_long_is_answered(gateway_process: Process) -> None:
     body = b'{"prompt":"' + b"x" * 11_000_000 + b'"}'
     answer = gateway_process.client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+
+
+def test_connections_and_bodies_have_their_bounds(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Beyond the connections it is 503; a body that does not come is a 408, and its connection is closed."""
+    running = Process(nats_server, tmp_path, GENFLEET_MAX_CONNECTIONS="3", GENFLEET_BODY_TIMEOUT_S="0.2")
+    try:
+        running.until_ready()
+        host, _, port = running.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=BOUND_S) as slow:
+            head = f"POST /v1/files HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: image/png\r\n"
+            slow.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
+            said = b""
+            while more := slow.recv(65536):
+                said += more
+        assert said.startswith(b"HTTP/1.1 408 ")
+        with httpx.Client(base_url=running.url, timeout=BOUND_S) as second:
+            assert second.get("/healthz").status_code == 200
+            assert httpx.get(f"{running.url}/healthz", timeout=BOUND_S).status_code == 503
+    finally:
+        running.close()
