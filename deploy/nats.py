@@ -87,7 +87,7 @@ def config(
     accounts: str = "",
     host: str = "127.0.0.1",
     max_mem: int = 256 * _MiB,
-    max_file: int = 4096 * _MiB,
+    max_file: int = 6144 * _MiB,
 ) -> str:
     """The configuration file of a server that only this machine reaches and only who is known may use.
 

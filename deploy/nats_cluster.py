@@ -82,7 +82,7 @@ def config(
     store_dir: Path,
     token: str,
     max_mem: int = 256 * 1024 * 1024,
-    max_file: int = 4096 * 1024 * 1024,
+    max_file: int = 6144 * 1024 * 1024,
 ) -> str:
     """The configuration file of one server of a cluster on this machine.
 
