@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 
 from gateway.following import AGAIN_S
+from gateway.loops import until_done
 from gateway.problems import Problem
 from gateway.retained import RetainedJobs
 from gateway.streams import Feed
@@ -49,22 +50,22 @@ class Departed:
 
     def tell_end(self, feed: Feed) -> None:
         """The job left while its end was missed here; whoever watches it has a right to it."""
-        ending = asyncio.create_task(self._end(feed))
+        ending = asyncio.create_task(until_done("ends of departed jobs", self._clock, lambda: self._end(feed)))
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
-    async def _end(self, feed: Feed) -> None:
-        while True:
-            try:
-                record, _ = await self._retained.find(feed.record.id, feed.record.tenant)
-            except Problem:
-                feed.gone()
-            except BusUnavailable:
-                await self._clock.sleep(AGAIN_S)
-                continue
-            else:
-                feed.changed(record)
-            return
+    async def _end(self, feed: Feed) -> bool:
+        """Whether it is told."""
+        try:
+            record, _ = await self._retained.find(feed.record.id, feed.record.tenant)
+        except Problem:
+            feed.gone()
+        except BusUnavailable:
+            await self._clock.sleep(AGAIN_S)
+            return False
+        else:
+            feed.changed(record)
+        return True
 
     async def close(self) -> None:
         """Tell no more."""

@@ -13,12 +13,15 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from gateway.loops import AGAIN_S
+from gateway.retained import RetainedJobs
 from scheduler.shell import Scheduler
 from shared.errors import BusUnavailable
 from shared.messages import JobRecord, decode, encode
 from shared.settings import Settings
 from shared.topology import ARCHIVE, DELETED, JOBS, archive_key, pending_key
 from tests.support.clock import settle
+from tests.support.failing import Fails
 from tests.support.gateway import BOUND_S, Fleet, GatewayUnderTest, gateway
 from tests.support.memory_bus import MemoryBroker, Write
 
@@ -231,8 +234,13 @@ async def test_a_stream_resumes_on_an_archived_job(house: House) -> None:
     assert answer.status_code == 204
 
 
-async def test_a_watcher_whose_gateway_was_away_is_told_the_end(house: House, tmp_path: Path) -> None:
-    """Contact was broken from before the end until after the archiving: the end comes from the archive."""
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_watcher_whose_gateway_was_away_is_told_the_end(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Contact was broken from before the end until after the archiving: the end comes from the archive, though faults
+    of ours are met on the way there (its marker and its record there both tell that it left)."""
+    failing = Fails(monkeypatch, RetainedJobs, "find", 2) if fails else None
     async with gateway(house.broker, tmp_path / "artifacts", name="other") as other:
         job = str((await house.gw.submit())["id"])
         stream = other.stream(job)
@@ -242,9 +250,10 @@ async def test_a_watcher_whose_gateway_was_away_is_told_the_end(house: House, tm
         await house.fleet.complete(job)
         await house.gw.clock.advance(ARCHIVED_S)
         house.broker.mend("other")
-        await settle()
+        await house.gw.clock.advance(AGAIN_S)
         events = await stream.events("transition", "deleted")
         assert [str(data["state"]) for _, _, data in events][-1] == "succeeded"
+        assert failing is None or failing.calls > 2
 
 
 async def test_a_gateway_that_was_away_until_the_marker_was_purged_shows_the_end(house: House, tmp_path: Path) -> None:

@@ -9,30 +9,15 @@ import pytest
 from gateway import replicas
 from gateway.key_book import USES_S
 from gateway.keys import Keys
-from gateway.loops import AGAIN_S, forever
+from gateway.loops import AGAIN_S, forever, until_done
 from gateway.streams import Feed, Streams
 from gateway.webhooks.book import Book
 from gateway.webhooks.lanes import Lanes
 from shared.topology import DELIVERIES, JOBS
 from tests.support.clock import FakeClock, settle
+from tests.support.failing import Fails
 from tests.support.memory_bus.bus import MemoryBucket
 from tests.support.webhooks import World
-
-
-class Fails:
-    """In place of a function: fails the first time, and does what that does from then on."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-        self.calls = 0
-        real = getattr(owner, name)
-
-        def once(*given: object, **named: object) -> object:
-            self.calls += 1
-            if self.calls == 1:
-                raise ZeroDivisionError
-            return real(*given, **named)
-
-        patch.setattr(owner, name, once)
 
 
 async def test_a_step_that_fails_is_logged_and_taken_again_after_a_pause(
@@ -58,6 +43,22 @@ async def test_a_step_that_fails_is_logged_and_taken_again_after_a_pause(
     assert "a loop failed" in said
     assert "test_gateway_loops.py" in said
     assert "what a client wrote" not in said
+
+
+async def test_what_is_done_once_is_done_after_a_failure_and_then_ends(clock: FakeClock) -> None:
+    taken: list[float] = []
+
+    async def step() -> bool:
+        taken.append(clock.monotonic())
+        if len(taken) == 1:
+            raise ValueError
+        return len(taken) == 3
+
+    begun = clock.monotonic()
+    going = asyncio.create_task(until_done("a loop", clock, step))
+    await clock.advance(AGAIN_S)
+    await going
+    assert taken == [begun, begun + AGAIN_S, begun + AGAIN_S]
 
 
 @pytest.mark.parametrize(
