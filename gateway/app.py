@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.openapi import operations
 from gateway.openapi_writer import Operation, document
 from gateway.parts import VERSION, Gateway
+from gateway.problems import answered
 from gateway.quick import quick_submits
 from gateway.routes import (
     audit,
@@ -62,7 +63,7 @@ _OPERATIONS = (
 
 def every_operation(dialects: Iterable[str]) -> tuple[Operation, ...]:
     """What the OpenAPI document of a gateway with these dialects says."""
-    return (*operations(), *_OPERATIONS, *registry.operations(dialects))
+    return registry.operations(dialects, (*operations(), *_OPERATIONS))
 
 
 def create_app(
@@ -79,6 +80,7 @@ def create_app(
         SettingsError: keys are asked for and something that they need is missing.
     """
     dialects = registry.enabled(settings.dialects)
+    handlers = registry.exception_handlers(dialects)
     name = f"gateway-{secrets.token_hex(4)}"
     secret = secret_of(settings)
     access = Access(bus, settings, clock, secret)
@@ -144,7 +146,7 @@ def create_app(
         lifespan=[lifespan],
         state=State({"gateway": gateway}),
         middleware=[metrics.middleware, access.identity.middleware],
-        exception_handlers=registry.exception_handlers(dialects),
+        exception_handlers=handlers,
         # Our own document says more of the truth than the one that the framework derives: see ``gateway.openapi``.
         openapi_config=None,
         # Bodies are read and bounded by the routes that take one.
@@ -153,5 +155,5 @@ def create_app(
     )
     # Outside of everything: also of what no route answers.
     inside = quick_submits(app.asgi_handler, app, gateway, access.identity, metrics)
-    app.asgi_handler = Exposure(inside, settings)
+    app.asgi_handler = Exposure(inside, settings, lambda refused: metrics.middleware(answered(refused, handlers)))
     return app

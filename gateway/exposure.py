@@ -8,7 +8,12 @@ name will do, because a forwarded one differs; a page on another port is another
 
 *CORS* (Fetch standard). Preflights of listed origins are answered here.
 
+*Room.* Beyond as many connections as one process may have, requests are refused here, so that every client gets to read
+it in its own words; that the process lives, and what it counts, is said all the same.
+
 *Headers.* Content types hold, nobody frames a page, no address leaks by Referer, what is not said to be kept is not.
+
+What is refused here is counted like any other answer, as of no route.
 
 It runs for every request and every event of a stream: headers are lists made once.
 """
@@ -16,19 +21,23 @@ It runs for every request and every event of a stream: headers are lists made on
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.auth import keyless
-from gateway.problems import MEDIA_TYPE, ProblemDetails
+from gateway.problems import RETRY_AFTER_S, Problem
 from gateway.standing import standing
 from shared.exposure import loopback, names
 from shared.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
+
+#: In the state of a request's scope, if whoever serves has no room for it.
+CROWDED = "genfleet_crowded"
+_NEVER_CROWDED = ("/healthz", "/metrics")
 
 #: For answers that bring none of their own: pictures and films are shown, and nothing runs.
 _POLICY = (
@@ -51,12 +60,16 @@ _FIELDS = re.compile(rb"[A-Za-z0-9-]+(, ?[A-Za-z0-9-]+){0,99}")
 class Exposure:
     """Wraps an application.
 
+    Args:
+        refusing: an application that answers what is raised in it, and counts that.
+
     Raises:
         SettingsError: a host, an origin or the public URL cannot be one.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, refusing: Callable[[ASGIApp], ASGIApp]) -> None:
         self._app = app
+        self._refusing = refusing
         known = names(settings)
         self._hosts = frozenset(name.encode() for name in known.hosts)
         self._origins = frozenset(origin.encode() for origin in known.origins)
@@ -102,17 +115,20 @@ class Exposure:
             elif name == b"access-control-request-headers":
                 fields = value
         listed = origin is not None and (self._any_origin or origin in self._origins)
-        if self._checks_host and not self._is_ours(host):
-            await self._refuse(send, 421, "this gateway is not called by that name: see GENFLEET_ALLOWED_HOSTS")
-            return
-        # A signed link to a file is its own permission, wherever it is shown.
-        linked = method in _READS and str(scope["path"]).startswith(_LINKS)
-        asked = self._checks_origin and not listed and not linked
-        if asked and not self._from_here(method, host, origin, site, mode):
-            await self._refuse(send, 403, "this origin may not call the gateway: see GENFLEET_CORS_ORIGINS")
-            return
         allowed = self._allowed(origin) if listed and origin is not None else None
-        if allowed is not None and asks is not None and method == "OPTIONS":
+        path = str(scope["path"])
+        app = self._app
+        # A signed link to a file is its own permission, wherever it is shown.
+        linked = method in _READS and path.startswith(_LINKS)
+        if CROWDED in scope.get("state", ()) and path not in _NEVER_CROWDED:
+            app = self._refusing(_crowded)
+        elif self._checks_host and not self._is_ours(host):
+            app = self._refusing(_misdirected)
+        elif (
+            self._checks_origin and not listed and not linked and not self._from_here(method, host, origin, site, mode)
+        ):
+            app = self._refusing(_foreign)
+        elif allowed is not None and asks is not None and method == "OPTIONS":
             await self._preflight(send, allowed, fields)
             return
         standing.set(None)
@@ -130,7 +146,7 @@ class Exposure:
                 message["headers"] = headers
             await send(message)
 
-        await self._app(scope, receive, sent)
+        await app(scope, receive, sent)
 
     def _is_ours(self, host: bytes | None) -> bool:
         if host is None:
@@ -157,17 +173,6 @@ class Exposure:
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _refuse(self, send: Send, status: int, detail: str) -> None:
-        title = {403: "Forbidden", 421: "Misdirected Request"}[status]
-        body = msgspec.json.encode(ProblemDetails(title=title, status=status, detail=detail))
-        headers = [
-            *self._added[False, False],
-            (b"content-type", MEDIA_TYPE.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-
     def _from_here(
         self, method: str, host: bytes | None, origin: bytes | None, site: bytes | None, mode: bytes | None
     ) -> bool:
@@ -180,3 +185,16 @@ class Exposure:
             return True
         # A link to a page is followed from anywhere; whoever set it does not see what comes of it.
         return mode == b"navigate" and method in _READS and origin is None
+
+
+async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    detail = "this gateway has as many connections as it may have: come back later, or to another one"
+    raise Problem(503, detail, retry_after_s=RETRY_AFTER_S, headers={"Connection": "close"})
+
+
+async def _misdirected(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Problem(421, "this gateway is not called by that name: see GENFLEET_ALLOWED_HOSTS")
+
+
+async def _foreign(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Problem(403, "this origin may not call the gateway: see GENFLEET_CORS_ORIGINS")

@@ -1,14 +1,19 @@
 """HTTP over uvicorn with one write per turn of the loop: it writes an answer's head and body each by itself, which is
 two calls of the system here and two awakenings of the client; with them a submit costs a tenth more. And with bounds on
 a request's head, which it has none for: whoever may not come in yet must not fill the memory, nor stay without asking
-for anything."""
+for anything. Its bound on connections is kept here: it would refuse those that are within it too, in words of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, cast
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.exposure import CROWDED
 
 #: Bytes that are not held back: the transport must get to say that a client does not read.
 _ENOUGH = 64 * 1024
@@ -51,15 +56,29 @@ class OneWrite:
 
 
 class OneWriteProtocol(HttpToolsProtocol):
-    """uvicorn's, over such a transport, and with bounds on a request's head."""
+    """uvicorn's, over such a transport, and with bounds on a request's head. What comes over more connections than
+    ``limit_concurrency``, or while so many requests are being answered, is marked (``exposure.CROWDED``) for the
+    application to refuse."""
 
     _unread = 0  #: bytes since there was a body, or the end of a head
     _heading = True  #: whether a request's head is owed
     _late = False  #: whether it was when it was looked for last
     _look: asyncio.TimerHandle | None = None
+    _beyond = False  #: whether there were as many connections as there may be when this one came, and still are
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._most, self.limit_concurrency = self.limit_concurrency, None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", OneWrite(transport, self.loop)))
+        self._beyond = self._most is not None and len(self.connections) > self._most
         self._look = self.loop.call_later(HEAD_S, self._look_for_a_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,6 +98,8 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._heading, self._unread = False, 0
+        if self._most is not None and self._is_crowded(self._most):
+            self.scope["state"][CROWDED] = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -88,6 +109,10 @@ class OneWriteProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unread = 0
         super().on_message_complete()
+
+    def _is_crowded(self, most: int) -> bool:
+        self._beyond = self._beyond and len(self.connections) > most
+        return self._beyond or len(self.tasks) >= most
 
     def _look_for_a_head(self) -> None:
         if self._heading and self._late:

@@ -33,15 +33,16 @@ _SAYS = {
     422: "A field has a value that cannot be served; `errors` names it.",
     429: "The queue is full, or the tenant has its limit (`errors` names it); come back after `Retry-After` seconds.",
     500: "The job failed.",
-    503: "The message bus does not answer: whether the request took effect is unknown. Try again after `Retry-After`.",
+    503: "The gateway has no room for the connection; or the message bus does not answer, and whether the request took "
+    "effect is unknown. Try again after `Retry-After`.",
     504: "The job has not ended in time.",
 }
 TEXT: Json = {"type": "string"}
 BINARY: Json = {"type": "string", "format": "binary"}
 #: A file whose type says what it is.
 FILE = "*/*"
-#: What stands before every route may say.
-_BEFORE = (401, 403)
+#: What stands before every route may say (``gateway.exposure``), and before those that are not for everybody.
+_BEFORE, _NOT_OPEN = (403, 421, 503), (401,)
 _RETRY_AFTER: Json = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
 
 
@@ -206,7 +207,7 @@ def _described(operation: Operation, components: Json) -> Json:
     if operation.makes_jobs:
         for said in responses.values():
             said["headers"] = {"Preference-Applied": {"description": "the answer to `Prefer`", "schema": TEXT}}
-    before = () if operation.open else _BEFORE
+    before = _BEFORE if operation.open else (*_BEFORE, *_NOT_OPEN)
     for status in sorted({*operation.problems, *before, *_of_keys(operation), *_of_bodies(operation)}):
         kind = MEDIA_TYPE if operation.refuses is ProblemDetails else "application/json"
         responses[str(status)] = {

@@ -14,6 +14,7 @@ import msgspec
 from litestar.connection import Request
 from litestar.exceptions import HTTPException
 from litestar.response import Response
+from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.errors import ArtifactError, BusError, GenfleetError, InvalidRequest
@@ -167,6 +168,21 @@ def status_of(error: Exception) -> int:
 
 def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     return response(problem_of(request, error))
+
+
+def answered(app: ASGIApp, handlers: Mapping[int | type[Exception], Any]) -> ASGIApp:
+    """The application, and outside of the framework what it raises answered by that framework's handlers."""
+    handle = handlers[Exception]
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except Exception as error:
+            request: Request[Any, Any, Any] = Request(scope, receive, send)
+            said = handle(request, error).to_asgi_response(app=None, request=request)
+            await said(scope, receive, send)
+
+    return answering
 
 
 #: What ``problem_of`` tells apart.

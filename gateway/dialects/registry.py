@@ -55,9 +55,11 @@ def exception_handlers(names: Iterable[str]) -> dict[int | type[Exception], Any]
     return errors.EVERYWHERE if "openai" in names else problems.HANDLERS
 
 
-def operations(names: Iterable[str]) -> tuple[Operation, ...]:
-    """What the OpenAPI document says of them."""
-    return tuple(operation for module in _modules(names) for operation in module.OPERATIONS)
+def operations(names: Iterable[str], native: Iterable[Operation]) -> tuple[Operation, ...]:
+    """What the OpenAPI document says of them, after what it says of ours: where an error is said as a dialect's clients
+    read it, it says that."""
+    found = (*native, *(operation for module in _modules(names) for operation in module.OPERATIONS))
+    return tuple(errors.worded(operation) for operation in found) if "openai" in names else found
 
 
 def _modules(names: Iterable[str]) -> dict[Any, None]:

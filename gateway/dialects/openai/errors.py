@@ -8,7 +8,9 @@ import msgspec
 from litestar.connection import Request
 from litestar.response import Response
 from msgspec import Struct
+from msgspec.structs import replace
 
+from gateway.openapi_writer import Operation
 from gateway.problems import EXPECTED, Problem, problem_of, response
 
 _PATHS = ("/v1/videos/", "/v1/images/", "/v1/models/")
@@ -49,14 +51,22 @@ def shaped(problem: Problem) -> Response[bytes]:
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
+def worded(operation: Operation) -> Operation:
+    """The operation, with its errors as they are said at its path."""
+    return replace(operation, refuses=OpenAIErrorBody) if _is_theirs(operation.path) else operation
+
+
+def _is_theirs(path: str) -> bool:
+    return f"{path}/".startswith(_PATHS)
+
+
 def _handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     return shaped(problem_of(request, error))
 
 
 def _handle_anywhere(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     problem = problem_of(request, error)
-    path = f"{request.scope['path']}/"
-    return shaped(problem) if path.startswith(_PATHS) else response(problem)
+    return shaped(problem) if _is_theirs(str(request.scope["path"])) else response(problem)
 
 
 #: For Litestar, on the handlers of this dialect.

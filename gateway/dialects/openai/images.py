@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from gateway import ids
 from gateway.auth import caller_of, tenant_of, unauthorized
 from gateway.dialects.openai.errors import HANDLERS as ERRORS
-from gateway.dialects.openai.errors import OpenAIErrorBody, shaped
+from gateway.dialects.openai.errors import shaped
 from gateway.dialects.words import ended_at
 from gateway.ends import check_goes_on, ended_or_left
 from gateway.event_stream import EventStream
@@ -280,7 +280,6 @@ OPERATIONS = (
         tag="openai",
         summary="Make pictures and wait for them.",
         takes=ImagesGenerate,
-        refuses=OpenAIErrorBody,
         answers={200: ImagesMade},
         problems=(400, 409, 410, 413, 415, 429, 500, 503, 504),
     ),

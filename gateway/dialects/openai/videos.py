@@ -13,7 +13,6 @@ from litestar.response import Response, Stream
 from gateway import ids, lists
 from gateway.auth import tenant_of
 from gateway.dialects.openai.errors import HANDLERS as ERRORS
-from gateway.dialects.openai.errors import OpenAIErrorBody
 from gateway.dialects.openai.video_words import (
     FIELDS,
     STATUS,
@@ -192,7 +191,6 @@ def _operation(method: str, path: str, name: str, summary: str, **more: Any) -> 
         name=f"openai_{name}",
         summary=summary,
         tag="openai",
-        refuses=OpenAIErrorBody,
         words=more.pop("words", _ID if "{video_id}" in path else ()),
         **more,
     )
