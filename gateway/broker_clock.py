@@ -33,8 +33,10 @@ class BrokerClock:
 
     def now(self) -> float | None:
         """The broker's time; None if nothing has been heard of it."""
-        known = [ahead for ahead in (self._ahead, self._before) if ahead is not None]
-        return self._clock.monotonic() + max(known) if known else None
+        ahead = self._ahead
+        if ahead is None or (self._before is not None and self._before > ahead):
+            ahead = self._before
+        return None if ahead is None else self._clock.monotonic() + ahead
 
     def since(self, timestamp: float | None) -> float:
         """Seconds by the broker's clock since that time; 0 if nothing is known."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gateway.accounts import Accounts
 from gateway.broker_clock import BrokerClock
@@ -55,8 +56,7 @@ _QUEUE_PERIOD_S = 1.0
 _NEEDED = frozenset({MODELS.name, WORKERS.name, PROGRESS.name, CONTROL.name, JOBS.name})
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Struct, frozen=True):
     """A record as last seen: at which revision, written when by the broker's clock."""
 
     record: JobRecord

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from gateway.estimates import Estimates, Scores, Starts
 from gateway.fleet import GOOD_FOR_S, Fleet
 from gateway.index import QueueIndex
@@ -41,8 +43,7 @@ _STARTS_S = 0.5
 _SHAPES_REMEMBERED = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(Struct, frozen=True, gc=False):
     """What was estimated for a job at some moment: in how many seconds it starts and ends, and how long one takes."""
 
     at: float

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from shared.errors import InvalidKey
 
@@ -45,8 +46,7 @@ def check_filter(keys: str) -> str:
     return keys
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, gc=False):
     """A key's last value.
 
     Attributes:
@@ -61,8 +61,7 @@ class Entry:
     timestamp: float
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """Changes of a bucket in order.
 
     Attributes:

@@ -21,6 +21,7 @@ from shared.errors import (
     ValueTooLarge,
     WrongRevision,
 )
+from shared.nats_bus.client import make_head
 from shared.nats_bus.connection import Answer, Connection, ServerRefused
 from shared.nats_bus.follower import Live, follow, is_marker
 from shared.nats_bus.streams import StreamInfo, prefix_of, stream_of
@@ -28,6 +29,8 @@ from shared.topology import BucketSpec
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION = "KV-Operation"
+#: Of a write that finds nothing before it.
+_FIRST = make_head({_EXPECTED: "0"})
 
 # err_code of nats-server's errors.json
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
@@ -130,21 +133,21 @@ class NatsBucket:
 
     async def create(self, key: str, value: bytes) -> int:
         try:
-            return await self._write(key, value, {_EXPECTED: "0"})
+            return await self._write(key, value, _FIRST)
         except WrongRevision:
             raise KeyExists(f"{self.name}: {key}") from None
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        return await self._write(key, value, {_EXPECTED: str(revision)})
+        return await self._write(key, value, make_head({_EXPECTED: str(revision)}))
 
     async def put(self, key: str, value: bytes) -> int:
-        return await self._write(key, value, None)
+        return await self._write(key, value)
 
     async def delete(self, key: str, revision: int | None = None) -> int:
         headers = {_OPERATION: "DEL"}
         if revision is not None:
             headers[_EXPECTED] = str(revision)
-        return await self._write(key, b"", headers)
+        return await self._write(key, b"", make_head(headers))
 
     async def purge(self, key: str, revision: int | None = None) -> None:
         # By its sequence, not by a filtered purge: in 2.9 that makes every consumer of the stream skip what it has not
@@ -198,19 +201,19 @@ class NatsBucket:
         except ServerRefused as refused:
             raise BusUnavailable(str(refused)) from refused
 
-    async def _write(self, key: str, value: bytes, headers: dict[str, str] | None) -> int:
+    async def _write(self, key: str, value: bytes, head: bytes = b"") -> int:
         check_key(key)
         if len(value) > self._spec.max_value:
             raise ValueTooLarge(f"{self.name}: {len(value)} bytes, at most {self._spec.max_value}")
         connection = self._bus.connection()
         subject = self._prefix + key
         try:
-            message = await connection.ask(subject, value, headers=headers)
+            message = await connection.ask(subject, value, head=head)
         except NoResponders:
             # No stream takes the subject, so nothing was written: a memory bucket that vanished. Once more, then.
             await self._bus.ensure(connection)
             try:
-                message = await connection.ask(subject, value, headers=headers)
+                message = await connection.ask(subject, value, head=head)
             except NoResponders as gone:
                 raise BusUnavailable(f"bucket {self.name} is not there") from gone
         try:

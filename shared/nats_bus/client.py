@@ -12,17 +12,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from nats.aio.client import Client
 from nats.errors import SecureConnRequiredError
 from nats.protocol import command
 from typing_extensions import override
 
 
-@dataclass(slots=True)
-class Msg:
+class Msg(Struct, frozen=True, gc=False):
     """A message to one of our subscriptions. ``head``: as it came; empty if it has none, as few are ever looked at."""
 
     subject: str
@@ -48,6 +47,12 @@ Take = Callable[[Msg], None]
 Denied = Callable[[str, str], None]
 
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+
+
+def make_head(headers: dict[str, str]) -> bytes:
+    """The head of a message with those names and values."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 def parse_head(head: bytes) -> dict[str, str]:
@@ -82,13 +87,12 @@ class DirectClient(Client):
         self._takes.pop(sid, None)
         self._put(command.unsub_cmd(sid, 0))
 
-    def tell(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        """Publish. Subjects and headers are taken as they are: check them before."""
-        if headers is None:
-            self._put(command.pub_cmd(subject, reply, payload))
+    def tell(self, subject: str, payload: bytes, reply: str, head: bytes = b"") -> None:
+        """Publish. Subjects and heads are taken as they are: check them before."""
+        if head:
+            self._put(command.hpub_cmd(subject, reply, head, payload))
         else:
-            lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-            self._put(command.hpub_cmd(subject, reply, f"NATS/1.0\r\n{lines}\r\n".encode(), payload))
+            self._put(command.pub_cmd(subject, reply, payload))
 
     @property
     def unsent(self) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.errors import SecureConnRequiredError
 
 from shared.errors import BusError, BusUnavailable, NoResponders, NotPermitted, SettingsError
+from shared.nats_bus.answers import Answers
 from shared.nats_bus.client import DirectClient, Msg, Take
 from shared.nats_bus.refusals import REFUSED
 from shared.settings import Settings, variable
@@ -68,15 +68,6 @@ class ServerRefused(BusError):
 
 
 A = TypeVar("A", bound=Answer)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Who waits for the answer to what was sent to that subject; None: there will be none."""
-
-    subject: str
-    answer: asyncio.Future[Msg | None]
-    denied: bool = False
 
 
 def tls_of(settings: Settings) -> ssl.SSLContext | None:
@@ -156,12 +147,10 @@ class Connection:
     def __init__(self, service: str = "admin", *, encrypted: bool = False) -> None:
         self.lost = False
         self.wakes: set[asyncio.Event] = set()
-        self._loop = asyncio.get_running_loop()
         self._client = DirectClient(self._denied, encrypted=encrypted)
         self._opened = False
         self._service = service
-        #: By the subject on which the answer is awaited.
-        self._waiting: dict[str, _Waiting] = {}
+        self._answers = Answers(asyncio.get_running_loop())
         self._tokens = 0
         self._inbox = ""
         self._own = ""
@@ -207,9 +196,9 @@ class Connection:
                 self._inbox = inbox + "."
                 self._own = f"{service}.{inbox.rpartition('.')[2]}"
                 if listens:
-                    self._client.listen(self._inbox + "*", self._answered)
+                    self._client.listen(self._inbox + "*", self._answers.came)
                 if listens and (answers := reply_subject("worker.*.any", self._own)):
-                    self._client.listen(answers + ".*", self._answered)
+                    self._client.listen(answers + ".*", self._answers.came)
                 await self.settled()
         except (OSError, NatsError, TimeoutError) as error:
             await self.close()
@@ -241,8 +230,7 @@ class Connection:
         if self.lost:
             return
         self.lost = True
-        for waiting in self._waiting.values():
-            _give_up(waiting.answer)
+        self._answers.give_up()
         for wake in self.wakes:
             wake.set()
 
@@ -271,9 +259,12 @@ class Connection:
         subject: str,
         payload: bytes = b"",
         timeout_s: float = CALL_TIMEOUT_S,
-        headers: dict[str, str] | None = None,
+        head: bytes = b"",
     ) -> Msg:
         """Send a request and wait for its answer.
+
+        Args:
+            head: of the request (``client.make_head``).
 
         Raises:
             NoResponders: nobody listens.
@@ -283,15 +274,12 @@ class Connection:
         self._tokens += 1
         prefix = reply_subject(subject, self._own)
         reply = f"{prefix}.{self._tokens}" if prefix is not None else f"{self._inbox}{self._tokens}"
-        self._send(subject, payload, reply, headers)
-        answer: asyncio.Future[Msg | None] = self._loop.create_future()
-        waiting = self._waiting[reply] = _Waiting(subject, answer)
-        limit = self._loop.call_later(timeout_s, _give_up, answer)
+        self._send(subject, payload, reply, head)
+        waiting = self._answers.expect(reply, subject, timeout_s)
         try:
-            message = await answer
+            message = await waiting.answer
         finally:
-            limit.cancel()
-            del self._waiting[reply]
+            self._answers.forget(reply)
         if message is None:
             raise NotPermitted(f"not permitted: {subject}") if waiting.denied else BusUnavailable
         if message.head and not message.data and message.status == "503":
@@ -338,7 +326,7 @@ class Connection:
         Raises:
             BusUnavailable: there is no connection.
         """
-        self._send(subject, payload, reply, None)
+        self._send(subject, payload, reply)
 
     def listen(self, subject: str, take: Take) -> int:
         """Call ``take`` with each message of the subject, in the order in which they come; what ``unlisten`` takes.
@@ -355,11 +343,11 @@ class Connection:
             self._check()
             self._client.unlisten(sid)
 
-    def _send(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+    def _send(self, subject: str, payload: bytes, reply: str, head: bytes = b"") -> None:
         self._check()
         if len(payload) > self._client.max_payload:
             raise BusUnavailable(f"a message of {len(payload)} bytes; the server takes {self._client.max_payload}")
-        self._client.tell(subject, payload, reply, headers)
+        self._client.tell(subject, payload, reply, head)
 
     def _check(self) -> None:
         if self.lost:
@@ -367,23 +355,10 @@ class Connection:
         if self._client.unsent > _MAX_UNSENT:
             raise BusUnavailable("the server does not read")
 
-    def _answered(self, message: Msg) -> None:
-        waiting = self._waiting.get(message.subject)
-        if waiting is not None and not waiting.answer.done():
-            waiting.answer.set_result(message)
-
     def _denied(self, what: str, subject: str) -> None:
         """The server refused a message or a subscription; it names the subject, in letters of any size."""
         REFUSED.labels(what).inc()
         if subject not in self._told_denied and len(self._told_denied) < _MOST_TOLD:
             self._told_denied.add(subject)
             _LOG.error("not_permitted", what=what, subject=subject, service=self._service)
-        for waiting in self._waiting.values():
-            if waiting.subject.lower() == subject.lower():
-                waiting.denied = True
-                _give_up(waiting.answer)
-
-
-def _give_up(answer: asyncio.Future[Msg | None]) -> None:
-    if not answer.done():
-        answer.set_result(None)
+        self._answers.denied(subject)

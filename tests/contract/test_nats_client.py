@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.nats_bus.client import DirectClient, Msg, parse_head
+from shared.nats_bus.client import DirectClient, Msg, make_head, parse_head
 from tests.support.nats_server import NatsServer
 
 BOUND_S = 60.0
@@ -26,9 +26,9 @@ async def test_messages_are_handed_on_as_they_are_read(client: DirectClient) -> 
     """It fails if the library reads messages by another way than the method that is overridden."""
     got: list[Msg] = []
     sid = client.listen("a.*", got.append)
-    client.tell("a.b", b"1", "", None)
-    client.tell("a.c", b"2", "back", {"Name": "value", "Other": "x: y"})
-    client.tell("b.a", b"3", "", None)
+    client.tell("a.b", b"1", "")
+    client.tell("a.c", b"2", "back", make_head({"Name": "value", "Other": "x: y"}))
+    client.tell("b.a", b"3", "")
     await client.flush()
     assert [(message.subject, message.reply, message.data) for message in got] == [
         ("a.b", "", b"1"),
@@ -37,7 +37,7 @@ async def test_messages_are_handed_on_as_they_are_read(client: DirectClient) -> 
     assert (got[0].headers(), got[0].status) == ({}, "")
     assert (got[1].headers(), got[1].status) == ({"Name": "value", "Other": "x: y"}, "")
     client.unlisten(sid)
-    client.tell("a.b", b"4", "", None)
+    client.tell("a.b", b"4", "")
     await client.flush()
     assert len(got) == 2
 
@@ -52,7 +52,7 @@ async def test_a_flush_returns_after_the_server_has_taken_all_that_was_told(clie
             heard = asyncio.Event()
             sid = client.listen(f"s.{number}", lambda _, heard=heard: heard.set())  # type: ignore[misc]
             await client.flush()
-            other.tell(f"s.{number}", b"", "", None)
+            other.tell(f"s.{number}", b"", "")
             async with asyncio.timeout(BOUND_S):
                 await heard.wait()
             client.unlisten(sid)
@@ -66,7 +66,7 @@ async def test_an_answer_to_one_who_has_given_up_does_not_end_the_reading(client
     gone.cancel()
     got: list[Msg] = []
     client.listen("a", got.append)
-    client.tell("a", b"1", "", None)
+    client.tell("a", b"1", "")
     await client.flush()
     assert [message.data for message in got] == [b"1"]
 

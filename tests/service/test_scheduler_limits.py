@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace as replace_entry
-
 import pytest
 from msgspec.structs import replace
+from msgspec.structs import replace as replace_entry
 from prometheus_client import generate_latest
 
 from scheduler.policy import Times
