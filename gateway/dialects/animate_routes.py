@@ -20,8 +20,9 @@ from gateway.openapi_writer import FILE, Multipart, Operation, file_answers
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, not_found
+from gateway.routes.early import job_form
 from gateway.routes.outputs import served
-from gateway.uploads import Form, Upload, content_type, read_form, read_json
+from gateway.uploads import Form, Upload, content_type, read_json
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, State
 
@@ -55,8 +56,7 @@ async def _made(gateway: Gateway, request: AnyRequest) -> JobRecord:
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
     with ExitStack() as stack, naming(FIELDS):
         if content_type(request)[0] == "multipart/form-data":
-            limit = gateway.settings.max_body_bytes
-            form = await read_form(request, limit, frozenset(_PARTS), stack, by_filename=frozenset(FILES))
+            form = await job_form(request, frozenset(_PARTS), stack, by_filename=frozenset(FILES))
             asked, files = _from_form(form)
         else:
             asked, files = await read_json(request, _job, gateway.settings.max_json_bytes), {}

@@ -20,9 +20,10 @@ from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid
 from gateway.resolve import nearest
+from gateway.routes.early import job_form
 from gateway.schema.jobs import JobView
 from gateway.schema.requests import SubmitBody
-from gateway.uploads import content_type, read_form
+from gateway.uploads import content_type
 from shared.messages import JobRecord, ModelCard, State, Task
 from shared.topology import output_key
 
@@ -133,7 +134,7 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     with ExitStack() as stack, naming(_FIELDS):
         if content_type(request)[0] != "multipart/form-data":
             raise Problem(415, "the body must be multipart/form-data", headers={"Accept": "multipart/form-data"})
-        form = await read_form(request, gateway.settings.max_body_bytes, frozenset({"image"}), stack)
+        form = await job_form(request, frozenset({"image"}), stack)
         asked = converted(form.fields, TurboJob)
         if "image" not in form.files:
             raise invalid("image", "is missing: send a file")

@@ -16,11 +16,11 @@ from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
-from gateway.routes.early import refuse_early
+from gateway.routes.early import job_form
 from gateway.schema.jobs import JobList
 from gateway.schema.requests import PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
-from gateway.uploads import Form, Upload, content_type, read_form, read_json
+from gateway.uploads import Form, Upload, content_type, read_json
 from shared.messages import TERMINAL, JobRecord, State
 
 _submit = msgspec.json.Decoder(SubmitBody)
@@ -38,9 +38,7 @@ async def submit(request: AnyRequest) -> Response[bytes]:
     gateway = gateway_of(request)
     with ExitStack() as stack:
         if content_type(request)[0] == _MULTIPART:
-            if "idempotency-key" not in request.headers:  # else it may be a job that is there already
-                await refuse_early(request, gateway.admission.peek)
-            form = await read_form(request, gateway.settings.max_body_bytes, frozenset(FILES), stack, SEVERAL)
+            form = await job_form(request, frozenset(FILES), stack, SEVERAL)
             record = await _submitted(request, body_of(form), form.files, stack)
         else:
             body = await read_json(request, _submit, gateway.settings.max_json_bytes)

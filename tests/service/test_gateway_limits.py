@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -186,26 +187,52 @@ async def test_a_tenant_keeps_so_many_files_at_most(
     assert (await gw.client.post("/v1/files", files={"file": ("a.png", png())})).status_code == 201
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])
 @pytest.mark.parametrize("limits", [{"submits_per_s": 0}, {"max_stored_bytes": 0}])
 async def test_a_body_is_not_read_for_who_gets_nothing(
-    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, path: str, limits: dict[str, float]
+    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]
 ) -> None:
-    """Its files would be written to the disk for nothing."""
-    await limit(gw, **limits)
+    """Its files would be written to the disk for nothing, by whichever route takes them."""
+    document: dict[str, Any] = (await gw.client.get("/openapi.json")).json()["paths"]
     made: list[object] = []
-    monkeypatch.setattr(uploads, "temporary", made.append)
-    files = {"image" if path == "/v1/jobs" else "file": ("a.png", png())}
-    assert named(await gw.client.post(path, data={"prompt": "a"}, files=files)) == next(iter(limits))
-    assert made == []
+    temporary = uploads.temporary
+
+    def kept(stack: ExitStack) -> IO[bytes]:
+        made.append(stack)
+        return temporary(stack)
+
+    monkeypatch.setattr(uploads, "temporary", kept)
+    paths = [path for path, methods in document.items() if "multipart/form-data" in str(methods.get("post"))]
+    assert len(paths) > 5
+    for path in paths:
+        field = "file" if path == "/v1/files" else "image"
+        form: Any = {"data": {"prompt": "a cat" * 5}, "files": {field: ("a.png", png())}}
+        await gw.client.post(path, **form)
+        read = len(made)
+        await limit(gw, **limits)
+        refused = await gw.client.post(path, **form)
+        assert refused.status_code == 429, path
+        assert next(iter(limits)) in refused.text
+        assert len(made) == read, path
+        await limit(gw)
+    assert len(made) > 3
 
 
-async def test_a_form_with_a_key_is_its_job_whatever_the_limits_say(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    form: Any = {"data": {"prompt": "a"}, "files": {"image": ("a.png", png())}, "headers": {"Idempotency-Key": "k"}}
-    first = await gw.client.post("/v1/jobs", **form)
+@pytest.mark.parametrize(
+    ("path", "status", "headers"),
+    [
+        ("/v1/jobs", 202, {"Idempotency-Key": "k"}),
+        ("/v1/videos", 200, {"Idempotency-Key": "k"}),
+        ("/v1/videos", 200, {"x-stainless-retry-count": "1"}),
+    ],
+)
+async def test_a_form_that_is_sent_again_is_its_job_whatever_the_limits_say(
+    gw: GatewayUnderTest, fleet: Fleet, path: str, status: int, headers: dict[str, str]
+) -> None:
+    form: Any = {"data": {"prompt": "a"}, "files": {"image": ("a.png", png())}, "headers": headers}
+    first = await gw.client.post(path, **form)
     await limit(gw, submits_per_s=0)
-    again = await gw.client.post("/v1/jobs", **form)
-    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    again = await gw.client.post(path, **form)
+    assert (again.status_code, again.json()["id"]) == (status, first.json()["id"])
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ from gateway.openapi_writer import FILE, Multipart, Operation, file_answers
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import Problem, invalid, not_found
+from gateway.routes.early import job_form, sent_again
 from gateway.routes.outputs import served
 from gateway.submit import FILES, SEVERAL
-from gateway.uploads import Form, Upload, content_type, read_form, read_json
+from gateway.uploads import Form, Upload, content_type, read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
 from shared.pictures import Variant
 
@@ -67,10 +68,10 @@ async def create(request: AnyRequest) -> Response[bytes]:
     """Make a video: multipart, or JSON."""
     gateway = gateway_of(request)
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
-    again = request.headers.get("x-stainless-retry-count", "0") != "0"
+    again = sent_again(request)
     with ExitStack() as stack, naming(FIELDS):
         if content_type(request)[0] == "multipart/form-data":
-            form = await read_form(request, gateway.settings.max_body_bytes, _FILES, stack, SEVERAL)
+            form = await job_form(request, _FILES, stack, SEVERAL)
             asked, uploads = _from_form(form)
         else:
             asked, uploads = await read_json(request, _create, gateway.settings.max_json_bytes), {}
@@ -172,7 +173,7 @@ async def remix(request: AnyRequest, video_id: FromPath[str]) -> Response[bytes]
     source = await _video(gateway, request, video_id)
     if source.state is not State.SUCCEEDED:
         raise Problem(409, f"the video is {STATUS[source.state]}: it cannot be remixed", job=source.id)
-    again = request.headers.get("x-stainless-retry-count", "0") != "0"
+    again = sent_again(request)
     with ExitStack() as stack:
         card = gateway.submissions.card(source.request.model)
         body = remixed(source, asked.prompt, card)
