@@ -22,7 +22,7 @@ from gateway.stored import files
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import BucketFull, BusError
-from shared.messages import Input, KeptInput, encode
+from shared.messages import Input, KeptInput, TenantLimits, encode
 from shared.settings import Settings
 from shared.telemetry import log
 from shared.topology import ADMISSION_SHARE, JOBS, UPLOADS, upload_key
@@ -40,30 +40,25 @@ _IN_VAIN = {"x-should-retry": "false"}
 class Place:
     """Room that was found for what is being made; a context manager, inside which it is made."""
 
-    __slots__ = ("_admission", "_files", "_jobs", "_size", "_tenant")
+    __slots__ = ("_taken", "_tenant")
 
     def __init__(self, admission: Admission, tenant: str, jobs: int, size: int, files: int = 0) -> None:
-        self._admission = admission
         self._tenant = tenant
-        self._jobs = jobs
-        self._size = size
-        self._files = files
+        taken = (admission.making, jobs), (admission.storing, size), (admission.keeping, files)
+        self._taken = [(counted, number) for counted, number in taken if number]
 
     def __enter__(self) -> None:
-        self._admission.making[self._tenant] += self._jobs
-        self._admission.storing[self._tenant] += self._size
-        self._admission.keeping[self._tenant] += self._files
+        for counted, number in self._taken:
+            counted[self._tenant] += number
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for counted, taken in (
-            (self._admission.making, self._jobs),
-            (self._admission.storing, self._size),
-            (self._admission.keeping, self._files),
-        ):
-            counted[self._tenant] -= taken
-            if not counted[self._tenant]:
+        for counted, number in self._taken:
+            left = counted[self._tenant] - number
+            if left:
+                counted[self._tenant] = left
+            else:
                 del counted[self._tenant]
 
 
@@ -112,9 +107,10 @@ class Admission:
             Problem: 429, naming the limit.
         """
         stored = self._live.accounts.stored
+        limits = self._live.operators.limits(tenant)
         size = stored.new(tenant, files(inputs)) if inputs else 0
-        self._check(tenant, 1, size)
-        self._pass(tenant, 1, ask=False)
+        self._check(tenant, limits, 1, size)
+        self._pass(tenant, limits, 1, ask=False)
         return Place(self, tenant, 1, size)
 
     def peek(self, tenant: str) -> None:
@@ -124,15 +120,15 @@ class Admission:
     def room(self, tenant: str, jobs: int) -> None:
         """Whether so many jobs would be taken now; for batches, which are made all or not at all. Raises as
         ``place``."""
-        self._check(tenant, jobs, 0)
-        self._pass(tenant, jobs, ask=True)
+        limits = self._live.operators.limits(tenant)
+        self._check(tenant, limits, jobs, 0)
+        self._pass(tenant, limits, jobs, ask=True)
 
     def refusal(self) -> Problem:
         """429: come back later."""
         return Problem(429, "the queue is full", retry_after_s=_RETRY_AFTER_S)
 
-    def _check(self, tenant: str, jobs: int, size: int) -> None:
-        limits = self._live.operators.limits(tenant)
+    def _check(self, tenant: str, limits: TenantLimits, jobs: int, size: int) -> None:
         limit = limits.max_queued
         if limit is not None and self._live.queue.waiting[tenant] + self.making[tenant] + jobs > limit:
             text = f"at most {limit} of this tenant's jobs may wait at once" if limit else "this tenant may queue none"
@@ -141,8 +137,7 @@ class Admission:
         if self._full or len(self._live.queue) + self.making.total() + jobs > self._settings.max_queued:
             raise self.refusal()
 
-    def _pass(self, tenant: str, jobs: int, *, ask: bool) -> None:
-        limits = self._live.operators.limits(tenant)
+    def _pass(self, tenant: str, limits: TenantLimits, jobs: int, *, ask: bool) -> None:
         rate = limits.submits_per_s
         if rate is None:
             return
@@ -167,14 +162,16 @@ class Admission:
     def file(self, tenant: str, sha256: str, size: int) -> Place:
         """Room for an input file by itself; it counts as a submit. Raises as ``place``."""
         size = self._live.accounts.stored.new(tenant, {sha256: size})
-        self._check_file(tenant, size)
-        self._pass(tenant, 1, ask=False)
+        limits = self._live.operators.limits(tenant)
+        self._check_file(tenant, limits, size)
+        self._pass(tenant, limits, 1, ask=False)
         return Place(self, tenant, 0, size, files=1)
 
     def peek_file(self, tenant: str) -> None:
         """Whether a file without content would be taken now. Raises as ``place``."""
-        self._check_file(tenant, 0)
-        self._pass(tenant, 1, ask=True)
+        limits = self._live.operators.limits(tenant)
+        self._check_file(tenant, limits, 0)
+        self._pass(tenant, limits, 1, ask=True)
 
     async def note_file(self, tenant: str, sha256: str, size: int) -> None:
         """Tell every gateway that the file is about to be stored.
@@ -189,10 +186,10 @@ class Admission:
             raise self.refusal() from None
         self._live.accounts.stored.uploaded(tenant, sha256, size, self._clock.monotonic())
 
-    def _check_file(self, tenant: str, size: int) -> None:
+    def _check_file(self, tenant: str, limits: TenantLimits, size: int) -> None:
         if self._live.accounts.stored.files_of(tenant) + self.keeping[tenant] >= MOST_FILES:
             raise _beyond("max_files", f"at most {MOST_FILES} files that came by themselves are kept of a tenant")
-        self._check_bytes(tenant, self._live.operators.limits(tenant).max_stored_bytes, size)
+        self._check_bytes(tenant, limits.max_stored_bytes, size)
 
     def _check_bytes(self, tenant: str, limit: int | None, size: int) -> None:
         if limit is None:

@@ -47,7 +47,7 @@ class Starts:
 
     def at(self, ahead: int) -> float:
         """When the job starts that has so many before it."""
-        while len(self._times) <= min(ahead, _EXACT):
+        for _ in range(len(self._times), min(ahead, _EXACT) + 1):
             free_in_s, each_s = self._heap[0]
             heapq.heapreplace(self._heap, (free_in_s + each_s, each_s))
             self._times.append(free_in_s)

@@ -148,6 +148,7 @@ class QueueIndex:
         #: By tenant: jobs that wait, and jobs that workers hold.
         self.waiting: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
+        self._length = 0
 
     def add(self, record: JobRecord) -> None:
         model, tenant = record.request.model, record.tenant
@@ -160,6 +161,7 @@ class QueueIndex:
             self._counts.setdefault(model, Counter())[tenant] += 1
             self.priorities[record.priority] += 1
             self.waiting[tenant] += 1
+            self._length += 1
         elif record.state in _AT_WORKERS:
             self.running[tenant] += 1
 
@@ -171,6 +173,7 @@ class QueueIndex:
             self._counts[model][tenant] -= 1
             self.priorities[record.priority] -= 1
             self.waiting[tenant] -= 1
+            self._length -= 1
             if not lanes[tenant]:
                 del lanes[tenant], self._counts[model][tenant]
             if not lanes:
@@ -188,7 +191,7 @@ class QueueIndex:
         return self._counts.get(model, {})
 
     def __len__(self) -> int:
-        return self.waiting.total()
+        return self._length
 
     def _order(self, record: JobRecord) -> tuple[float, str]:
         return record.created_at - record.priority * self._ageing_s, record.id

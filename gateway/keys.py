@@ -10,7 +10,6 @@ A request costs one look-up and one HMAC, whether the key is right, wrong or unk
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable, Set
@@ -23,7 +22,7 @@ from shared.bus import Batch, Entry
 from shared.clock import Clock
 from shared.errors import SettingsError
 from shared.messages import DEFAULT_TENANT, ApiKey, KeyEntry, KeyUse, SessionEnd
-from shared.secrets import derive
+from shared.secrets import Mac, derive
 from shared.telemetry import log
 
 _LOG = log(__name__)
@@ -74,7 +73,7 @@ class Keys:
         if _TEXT.fullmatch(admin_key):
             raise SettingsError("GENFLEET_ADMIN_KEY: a key that a gateway has made is known by it, and not from here")
         self._clock = clock
-        self._pepper = derive(secret, "api-keys/1")
+        self._pepper = Mac(derive(secret, "api-keys/1"))
         self._admin_key = admin_key
         # What an unknown id is compared with, so that it costs what a known one does.
         self._nobody = self._of(ApiKey(id="", tenant=DEFAULT_TENANT, role=Role.USER, hash="00" * 32, revoked_at=0.0), 0)
@@ -93,7 +92,7 @@ class Keys:
 
     def hash(self, secret: str) -> bytes:
         """What is kept of a key's secret."""
-        return hmac.digest(self._pepper, secret.encode(), hashlib.sha256)
+        return self._pepper.digest(secret.encode())
 
     # --- who asks ----------------------------------------------------------------------------------------------------
 

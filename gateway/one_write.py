@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.exposure import CROWDED
+from gateway.uploads import ARRIVED
 
 #: Bytes that are not held back: the transport must get to say that a client does not read.
 _ENOUGH = 64 * 1024
@@ -58,7 +59,7 @@ class OneWrite:
 class OneWriteProtocol(HttpToolsProtocol):
     """uvicorn's, over such a transport, and with bounds on a request's head. What comes over more connections than
     ``limit_concurrency``, or while so many requests are being answered, is marked (``exposure.CROWDED``) for the
-    application to refuse."""
+    application to refuse. A request whose body is here is marked too (``uploads.ARRIVED``)."""
 
     _unread = 0  #: bytes since there was a body, or the end of a head
     _heading = True  #: whether a request's head is owed
@@ -108,6 +109,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unread = 0
+        self.scope["state"][ARRIVED] = True
         super().on_message_complete()
 
     def _is_crowded(self, most: int) -> bool:

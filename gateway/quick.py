@@ -21,7 +21,7 @@ from gateway.parts import AnyRequest, Gateway, encoded
 from gateway.problems import Problem
 from gateway.routes.jobs import submit
 from gateway.schema.requests import SubmitBody
-from gateway.uploads import decode_json, too_slow
+from gateway.uploads import ARRIVED, decode_json, too_slow
 
 _PATH = "/v1/jobs"
 _JSON = b"application/json"
@@ -34,7 +34,7 @@ def quick_submits(framework: ASGIApp, app: Litestar, gateway: Gateway, identity:
 
     async def take(scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        body = await _body(receive, int(headers[b"content-length"]), gateway.settings.body_timeout_s)
+        body = await _body(scope, receive, gateway.settings.body_timeout_s)
         given = headers.get(b"idempotency-key")
         key = None if given is None else ids.idempotency_key(given.decode("latin-1"))
         with ExitStack() as stack:
@@ -82,20 +82,27 @@ def _plain(scope: Scope, limit: int) -> bool:
     return kind == _JSON and length.isdigit() and len(length) < 16 and int(length) <= limit
 
 
-async def _body(receive: Receive, length: int, seconds: float) -> bytes:
+async def _body(scope: Scope, receive: Receive, seconds: float) -> bytes:
     """The body, whose length has been judged; the server sees to it that no more comes."""
-    parts: list[bytes] = []
+    if ARRIVED in scope["state"]:
+        # Nothing is waited for: a timer for it would cost more than all of the reading.
+        return await _read(receive)
     try:
         async with asyncio.timeout(seconds):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise Problem(400, "the body ended early")
-                parts.append(message["body"])
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
+            return await _read(receive)
     except TimeoutError:
         raise too_slow(seconds) from None
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Problem(400, "the body ended early")
+        parts.append(message["body"])
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _answered(app: ASGIApp) -> ASGIApp:

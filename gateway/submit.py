@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import re
-import secrets
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from gateway import ids
 from gateway.admission import Admission
@@ -50,6 +50,9 @@ _LOG = log(__name__)
 FILES = {field: kind.allowed for field, kind in KINDS.items()}
 #: Of these, the fields that are several files, and how many at most: ``references.0``, ``references.1``, ….
 SEVERAL = {"references": MAX_REFERENCES}
+_SINGLE = tuple(field for field in FILES if field not in SEVERAL)
+#: The other fields of a request.
+_WORDS = tuple(field for field in SubmitBody.__struct_fields__ if field not in FILES)
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
 MAX_RECORD = JOBS.max_value - 24 * 1024
 #: How long an unanswered create is looked for before the client is told that nobody knows.
@@ -57,6 +60,7 @@ _REREAD_S = 2.0
 #: A repeated submit without a key is looked for among so many jobs of so many seconds.
 _TWIN_S = 600.0
 _TWINS_LOOKED_AT = 500
+_SORTED = msgspec.json.Encoder(order="sorted")
 _FILE = re.compile(r"file:([0-9a-f]{64})")
 _OUTPUT = re.compile(r"job:([0-9a-f-]{32,36})/outputs/([0-9]{1,3})")
 
@@ -89,6 +93,8 @@ class Submissions:
         self._addresses = addresses
         self._aliases = aliases(settings.model_aliases)
         self.files = InputFiles(artifacts, settings, clock)
+        # Each line through the module's own would have a logger made for it.
+        self._log = _LOG.bind()
         self._moderation = Moderation.of(settings)
 
     def fresh(self) -> str:
@@ -143,6 +149,7 @@ class Submissions:
                 return earlier
         try:
             record = self._record(job, tenant, body, inputs, digest, wishes)
+            value = _written(record)
             place = self._admission.place(tenant, inputs)
         except (Problem, InvalidRequest):
             # A repeated submit is answered as the first was, even if today's queue or fleet would refuse it.
@@ -157,7 +164,7 @@ class Submissions:
                 await self.files.store(tenant, upload)
             for field, output in copies.items():
                 await self._copy(tenant, output, field, stack)
-            return await self._create(record, once=once)
+            return await self._create(record, value, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
         """A new job with the request of one that has ended: a job itself ends exactly once.
@@ -204,12 +211,14 @@ class Submissions:
             retry_of=old.id,
         )
         await judged(self._moderation, record)
-        return await self._create(born(record, Stamp(by=self._name, at=now)))
+        record = born(record, Stamp(by=self._name, at=now))
+        return await self._create(record, encode(record))
 
-    async def _create(self, record: JobRecord, *, once: bool = False) -> JobRecord:
+    async def _create(self, record: JobRecord, value: bytes, *, once: bool = False) -> JobRecord:
+        """Write the record, which is ``value`` as bytes."""
         bucket = self._bus.bucket(JOBS.name)
         try:
-            revision = await bucket.create(record.id, encode(record))
+            revision = await bucket.create(record.id, value)
         except KeyExists:
             if once:
                 raise _taken(record.id) from None
@@ -220,7 +229,7 @@ class Submissions:
         except BusUnavailable:
             return await self._reread(record, once)
         self._live.put(record, revision)
-        _LOG.info("submitted", model=record.request.model, task=record.request.task, tenant=record.tenant)
+        self._log.info("submitted", model=record.request.model, task=record.request.task, tenant=record.tenant)
         return record
 
     async def _reread(self, record: JobRecord, once: bool) -> JobRecord:
@@ -277,11 +286,11 @@ class Submissions:
         offers = tuple(self._live.fleet.offers(name))
         if wishes:
             body = adapted(body, card, offers)
-        request = resolve(body, card, inputs, offers, secrets.randbits(31), name)
+        request = resolve(body, card, inputs, offers, random.getrandbits(31), name)
         if settings.unknown_model == "refuse":
             check_room(card, request, self._live.fleet.listing(name))
         now = self._clock.wall()
-        record = born(
+        return born(
             JobRecord(
                 id=job,
                 request=request,
@@ -297,9 +306,6 @@ class Submissions:
             ),
             Stamp(by=self._name, at=now),
         )
-        if len(encode(record)) > MAX_RECORD:
-            raise Problem(422, f"the request is too long: prompts and metadata must fit into {MAX_RECORD} bytes")
-        return record
 
     def card(self, model: str | None) -> ModelCard:
         """The card of the model that a request means. Raises as ``submit``."""
@@ -424,8 +430,9 @@ def aliases(text: str) -> dict[str, str]:
 
 
 def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, str | None]]:
-    """Every file that the request may have: its name, and where the body says that it is."""
-    sources = [(field, getattr(body, field)) for field in FILES if field not in SEVERAL]
+    """Every file that the request has: its name, and where the body says that it is."""
+    said = [(field, getattr(body, field)) for field in _SINGLE]
+    sources = [(field, source) for field, source in said if source is not None or field in uploads]
     for field in SEVERAL:
         sent, named = [name for name in uploads if name.startswith(f"{field}.")], getattr(body, field)
         if sent and named:
@@ -433,6 +440,18 @@ def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, st
         sources += [(name, None) for name in sent]
         sources += [(f"{field}.{index}", source) for index, source in enumerate(named)]
     return sources
+
+
+def _written(record: JobRecord) -> bytes:
+    """The record as it is written.
+
+    Raises:
+        Problem: 422, it is too long.
+    """
+    value = encode(record)
+    if len(value) > MAX_RECORD:
+        raise Problem(422, f"the request is too long: prompts and metadata must fit into {MAX_RECORD} bytes")
+    return value
 
 
 def _by_url(url: str, field: str) -> Input:
@@ -447,9 +466,9 @@ def _by_url(url: str, field: str) -> Input:
 def _payload_hash(body: SubmitBody, inputs: dict[str, Input]) -> str:
     """What makes two submits the same: the fields that were given, files by their content. Fields left out do not
     count, so that a version of this program which knows more fields agrees with an older one."""
-    given = {name: value for name, value in asdict(body).items() if value is not None and name not in FILES}
+    given = {name: value for name in _WORDS if (value := getattr(body, name)) is not None}
     files = {name: given_file.sha256 or given_file.url for name, given_file in inputs.items()}
-    return hashlib.sha256(msgspec.json.encode({"fields": given, "files": files}, order="sorted")).hexdigest()
+    return hashlib.sha256(_SORTED.encode({"fields": given, "files": files})).hexdigest()
 
 
 def _taken(job: str) -> Problem:

@@ -27,6 +27,8 @@ from shared.media import inspect
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
 
+#: In the state of a request's scope, once all of its body is here, if the server says so.
+ARRIVED = "genfleet_arrived"
 #: A text field of a multipart body.
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 64

@@ -246,10 +246,12 @@ class Waiting:
             known = self._starts[key] = self._compute(model, able.leases, now)
         if known.each_s is None or known.starts is None:
             return None
-        takes = [(self._estimates.takes_s(record, kind), count) for kind, count in able.kinds.items()]
-        measured = [(seconds, count) for seconds, count in takes if seconds is not None]
-        workers = sum(count for _, count in measured)
-        takes_s = sum(seconds * count for seconds, count in measured) / workers if workers else known.each_s
+        workers, all_s = 0, 0.0
+        for kind, count in able.kinds.items():
+            seconds = self._estimates.takes_s(record, kind)
+            if seconds is not None:
+                workers, all_s = workers + count, all_s + seconds * count
+        takes_s = all_s / workers if workers else known.each_s
         eta_s = max(0.0, known.starts.at(ahead) - (now - known.at))
         return Guess(at=now, eta_s=eta_s, end_s=eta_s + takes_s, each_s=known.each_s)
 

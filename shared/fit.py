@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from shared.messages import Footprint, JobRequest, Layout, ModelCard
 
@@ -27,6 +28,7 @@ def largest_volume(card: ModelCard) -> int:
     return card.max_pixels * card.num_frames.max
 
 
+@lru_cache(maxsize=4096)  # jobs are of a few sizes
 def part(job_volume: int, largest: int) -> float:
     """Which part of the largest job that is, rounded up to a step; 1.0 where nothing is known."""
     if job_volume <= 0 or largest <= 0:

@@ -24,6 +24,30 @@ def derive(secret: str, use: str) -> bytes:
     return hmac.digest(extracted, use.encode() + b"\x01", hashlib.sha256)[:_LENGTH]
 
 
+class Mac:
+    """HMAC-SHA256 under one key. The hashes of the key's two blocks are made once (RFC 2104, section 4): with them a
+    short text takes a third of the time."""
+
+    def __init__(self, key: bytes) -> None:
+        """
+        Raises:
+            ValueError: it is longer than a block.
+        """
+        block = hashlib.sha256().block_size
+        if len(key) > block:
+            raise ValueError(f"a key of more than {block} bytes")
+        padded = key.ljust(block, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def digest(self, text: bytes) -> bytes:
+        """32 bytes."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 def equal(one: bytes | str, other: bytes | str) -> bool:
     """Whether the two are the same, in a time that does not tell how far they agree."""
     encoded = (text.encode() if isinstance(text, str) else text for text in (one, other))

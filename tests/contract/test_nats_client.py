@@ -75,7 +75,7 @@ async def test_nobody_listens_has_its_status(client: DirectClient) -> None:
     answers: list[Msg] = []
     inbox = client.new_inbox()
     client.listen(inbox, answers.append)
-    client.tell("nobody", b"", inbox, None)
+    client.tell("nobody", b"", inbox)
     await client.flush()
     assert [(answer.status, answer.data) for answer in answers] == [("503", b"")]
 

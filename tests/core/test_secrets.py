@@ -7,7 +7,7 @@ import hmac
 
 import pytest
 
-from shared.secrets import derive, equal
+from shared.secrets import Mac, derive, equal
 
 
 def test_it_is_hkdf_of_one_block() -> None:
@@ -25,6 +25,18 @@ def test_uses_and_secrets_differ() -> None:
 def test_no_secret_is_no_key() -> None:
     with pytest.raises(ValueError, match="no secret"):
         derive("", "a/1")
+
+
+@pytest.mark.parametrize("key", [b"", b"k", b"k" * 32, b"k" * 64], ids=len)
+def test_a_mac_is_hmac_sha256_again_and_again(key: bytes) -> None:
+    mac = Mac(key)
+    for text in (b"", b"text", b"t" * 1000, b"text"):
+        assert mac.digest(text) == hmac.digest(key, text, hashlib.sha256)
+
+
+def test_a_macs_key_is_no_longer_than_a_block() -> None:
+    with pytest.raises(ValueError, match="64 bytes"):
+        Mac(b"k" * 65)
 
 
 def test_equality() -> None:

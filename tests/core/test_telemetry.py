@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,18 @@ def test_a_line_is_json_with_service_level_time_and_fields(tmp_path: Path) -> No
         "service": "gateway",
         "url": "http://127.0.0.1:1",
     }
+
+
+def test_the_time_is_utc_to_the_microsecond_in_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = configured(tmp_path)
+    for ns in (1_700_000_000_000_000_000, 1_700_000_000_999_999_999, 1_700_000_001_000_001_000):
+        monkeypatch.setattr(time, "time_ns", lambda ns=ns: ns)
+        telemetry.log("m").info("now")
+    assert [line["timestamp"] for line in lines(path)] == [
+        "2023-11-14T22:13:20.000000Z",
+        "2023-11-14T22:13:20.999999Z",
+        "2023-11-14T22:13:21.000001Z",
+    ]
 
 
 async def test_job_and_epoch_are_in_the_lines_of_their_own_task_only(tmp_path: Path) -> None:

@@ -66,6 +66,27 @@ async def test_a_submit_is_one_durable_record(gw: GatewayUnderTest, fleet: Fleet
     assert view == await gw.view(view["id"])
 
 
+async def test_a_payload_has_the_hash_that_other_versions_give_it(gw: GatewayUnderTest) -> None:
+    """While gateways are replaced one after another, a key's second submit may meet another version than its first."""
+    body = {
+        "steps": 4,
+        "prompt": "a cat",
+        "metadata": {"who": "me", "also": "you"},
+        "image": "https://images.example/cat.png",
+        "output_format": "mp4",
+        "shift": None,
+    }
+    job = (await gw.client.post("/v1/jobs", json=body)).json()["id"]
+    known = gw.parts.live.known(job)
+    assert known is not None
+    hashed = (
+        '{"fields":{"loras":[],"metadata":{"also":"you","who":"me"},"n":1,"output_format":"mp4","parallel":'
+        '{"cfg_size":null,"dit_fsdp":null,"ring_size":null,"t5_fsdp":null,"ulysses_size":null,"vae_parallel":null},'
+        '"prompt":"a cat","steps":4},"files":{"image":"https://images.example/cat.png"}}'
+    )
+    assert known.record.payload_hash == hashlib.sha256(hashed.encode()).hexdigest()
+
+
 async def test_ids_order_by_time(gw: GatewayUnderTest) -> None:
     first = await gw.submit()
     await gw.clock.advance(0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -12,14 +12,16 @@ import uvicorn
 
 from gateway import one_write
 from gateway.one_write import OneWriteProtocol
+from gateway.uploads import ARRIVED
 from tests.support.gateway import BOUND_S
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
-    """A server that answers each request with the length of its body."""
+async def listening(began: Callable[[Any], None] = lambda _: None) -> AsyncIterator[int]:
+    """A server that answers each request with the length of its body. ``began`` is told the scope of each."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        began(scope)
         size, more = 0, True
         while more:
             message = await receive()
@@ -86,3 +88,25 @@ async def test_who_asks_for_nothing_does_not_stay(begun: bytes, monkeypatch: pyt
     monkeypatch.setattr(one_write, "HEAD_S", 0.05)
     async with listening() as port:
         assert await said_to(port, begun) == b""
+
+
+POST = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
+
+
+async def test_a_request_is_marked_once_all_of_its_body_is_here() -> None:
+    seen: asyncio.Queue[tuple[Any, bool]] = asyncio.Queue()
+    async with listening(lambda scope: seen.put_nowait((scope, ARRIVED in scope["state"]))) as port:
+        assert (await said_to(port, POST + b"body")).endswith(b" 4")
+        assert seen.get_nowait()[1]
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(POST + b"bo")
+        async with asyncio.timeout(BOUND_S):
+            scope, marked = await seen.get()
+        assert not marked
+        assert ARRIVED not in scope["state"]
+        writer.write(b"dy")
+        async with asyncio.timeout(BOUND_S):
+            assert (await reader.read()).endswith(b" 4")
+        assert ARRIVED in scope["state"]
+        writer.close()

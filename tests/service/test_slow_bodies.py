@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from shared.settings import Settings
 from tests.support.gateway import BOUND_S, Fleet, GatewayUnderTest, gateway
 from tests.support.memory_bus import MemoryBroker
+from tests.support.served_gateway import served_gateway
 
 BEGUN = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na'
 FORM, JSON = "multipart/form-data; boundary=b", "application/json"
@@ -58,3 +60,13 @@ async def test_a_body_has_so_much_time(gw: GatewayUnderTest, path: str, headers:
 async def test_so_has_one_that_is_refused(gw: GatewayUnderTest) -> None:
     await gw.client.put("/v1/tenants/default/limits", json={"submits_per_s": 0})
     assert (await begun(gw, "/v1/files", {"Content-Type": FORM}, BEGUN)).status_code == 408
+
+
+def test_so_has_one_of_which_the_half_is_here(tmp_path: Path) -> None:
+    """Over a real connection, where a body that is here is not timed."""
+    with served_gateway(tmp_path, Settings(body_timeout_s=0.05)) as served:
+        host = served.url.removeprefix("http://")
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: {JSON}\r\nContent-Length: 40\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2])), BOUND_S) as client:
+            client.sendall(head.encode() + b'{"prompt"')
+            assert client.recv(65536).startswith(b"HTTP/1.1 408")
