@@ -43,7 +43,16 @@ class Outcome(Struct):
 
 
 _loaded: dict[tuple[str, int, bool], Wan] = {}
+_meshes: dict[int, Mesh] = {}
 _lockstep: dict[int, Lockstep] = {}
+
+
+def mesh(world: int) -> Mesh:
+    """This process's places in a group of so many ranks: one for all models, as in a real rank. Each of gloo's groups
+    has a thread that wakes up a hundred times a second."""
+    if world not in _meshes:
+        _meshes[world] = Mesh("cpu", world)
+    return _meshes[world]
 
 
 def family(folder: Path, world: int, fsdp: bool = False) -> Wan:
@@ -51,7 +60,7 @@ def family(folder: Path, world: int, fsdp: bool = False) -> Wan:
     key = (str(folder), world, fsdp)
     if key not in _loaded:
         pool = Pool(model=str(folder), width=world, layout=PoolLayout(dit_fsdp=fsdp, t5_fsdp=fsdp))
-        opened = open_model(pool, devices.open_device("cpu"), Mesh("cpu", world))
+        opened = open_model(pool, devices.open_device("cpu"), mesh(world))
         assert isinstance(opened, Wan)
         _loaded[key] = opened
     return _loaded[key]

@@ -1,4 +1,4 @@
-"""Checkpoints and groups of ranks, made once per session."""
+"""Checkpoints and groups of ranks, made once for all tests of the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random checkpoint of a family."""
     from workers.training.tiny_checkpoints import build
@@ -30,7 +30,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gloo() -> Iterator[Callable[[int], Gloo]]:
     """The running group of that many ranks."""
     groups: dict[int, Gloo] = {}

@@ -14,7 +14,6 @@ from workers.engine import devices
 from workers.engine.course import Alone, Course, Silent, Unison
 from workers.engine.families.wan import Wan
 from workers.engine.opening import open_model
-from workers.engine.parallel.mesh import Mesh
 from workers.pool import Pool, PoolLayout
 from workers.pool_lora import PoolLora
 
@@ -25,7 +24,7 @@ Three = tuple[cases.Array, cases.Array, cases.Array]
 def model_of(folder: Path, table: tuple[PoolLora, ...], world: int, fsdp: bool = False) -> Wan:
     """The pool's model on this rank."""
     pool = Pool(model=str(folder), width=world, layout=PoolLayout(dit_fsdp=fsdp), lora=table)
-    opened = open_model(pool, devices.open_device("cpu"), Mesh("cpu", world))
+    opened = open_model(pool, devices.open_device("cpu"), cases.mesh(world))
     assert isinstance(opened, Wan)
     return opened
 

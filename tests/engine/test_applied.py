@@ -25,7 +25,6 @@ from workers.engine.direct import Direct
 from workers.engine.errors import CannotLoad
 from workers.engine.families.wan import Wan
 from workers.engine.opening import open_model
-from workers.engine.parallel.mesh import Mesh
 from workers.link import Done
 from workers.pool import Pool
 
@@ -38,7 +37,7 @@ CACHES: dict[str, Any] = {
 
 def opened(folder: Path, device: Device | None = None, world: int = 1, **settings: Any) -> Wan:
     pool = Pool(model=str(folder), width=world, **settings)
-    model = open_model(pool, device or devices.open_device("cpu"), Mesh("cpu", world))
+    model = open_model(pool, device or devices.open_device("cpu"), cases.mesh(world))
     assert isinstance(model, Wan)
     return model
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from tests.engine import cases
 from tests.support.gloo import Gloo, Ranks
 from workers.engine import devices, rank
 from workers.engine.acceleration.attention_choice import Choice, Shape, Tried, choose, compare, settle, use
@@ -224,7 +225,7 @@ def settled(ranks: Ranks, wanted: str, broken: int) -> str:
     factor = 2.0 if ranks.rank == broken else 1.0
     card = Card(Slow("a", 1.0, factor), Slow("b", 1.0, factor))
     try:
-        return settle(wanted, card, Mesh("cpu", ranks.world), SHAPE, torch.float32).name + card.kernel.name
+        return settle(wanted, card, cases.mesh(ranks.world), SHAPE, torch.float32).name + card.kernel.name
     except CannotLoad as error:
         return str(error)
 

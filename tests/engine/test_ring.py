@@ -22,7 +22,6 @@ from tests.support.gloo import Gloo, Ranks
 from workers.engine import devices
 from workers.engine.families.wan_parallel import Sequence
 from workers.engine.parallel import ring, ulysses
-from workers.engine.parallel.mesh import Mesh
 
 Groups = Callable[[int], Gloo]
 Folders = Callable[[str], Path]
@@ -36,7 +35,7 @@ def tensors(length: int) -> tuple[torch.Tensor, ...]:
 
 def attend(ranks: Ranks, lengths: tuple[int, ...]) -> dict[tuple[int, int, int], float]:
     """The largest difference from attention over the whole, relative to its largest output, by degrees and length."""
-    mesh, device = Mesh("cpu", ranks.world), devices.open_device("cpu")
+    mesh, device = cases.mesh(ranks.world), devices.open_device("cpu")
     found = {}
     for degree in (each for each in (1, 2, 4) if ranks.world % each == 0 and each < ranks.world):
         layout = Layout(ulysses=degree, ring=ranks.world // degree)
@@ -145,6 +144,6 @@ def test_the_ranks_of_a_sequence_are_neighbours(gloo: Groups) -> None:
 
 
 def neighbours(ranks: Ranks) -> tuple[list[int], ...]:
-    place = Mesh("cpu", ranks.world).place(Layout(cfg=2, ulysses=2, ring=2))
+    place = cases.mesh(ranks.world).place(Layout(cfg=2, ulysses=2, ring=2))
     groups = (place.sequence_group, place.ulysses_group, place.ring_group, place.cfg_group)
     return tuple(dist.get_process_group_ranks(group) for group in groups if group is not None)

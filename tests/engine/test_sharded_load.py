@@ -16,9 +16,9 @@ import pytest
 import torch
 from msgspec import Struct
 from safetensors.torch import load_file, save_file
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from tests.engine import cases
 from tests.support.gloo import Gloo, Ranks
 from tests.support.original_layout import rewrite
 from workers.engine import checkpoint, loading, parts, reading
@@ -80,7 +80,7 @@ class Meter:
 def sharded(ranks: Ranks, folder: Path, dtype: torch.dtype) -> Held:
     found = checkpoint.read(folder)
     whole = loading.load(found, CPU, dtype)
-    mesh = init_device_mesh("cpu", (ranks.world,), mesh_dim_names=("shard",))
+    mesh = cases.mesh(ranks.world).flat()
     files = {
         tensor.file for name in IN_SHARDS if name in found.parts for tensor in parts.of(found, name).tensors.values()
     }
@@ -140,7 +140,7 @@ def test_types_that_differ_within_a_model(gloo: Groups, checkpoints: Folders) ->
 def grown(ranks: Ranks, folder: Path) -> int:
     """Bytes of memory of its own, not of mapped files, that a rank has more after a sharded load."""
     before = _private()
-    mesh = init_device_mesh("cpu", (ranks.world,), mesh_dim_names=("shard",))
+    mesh = cases.mesh(ranks.world).flat()
     found = checkpoint.read(folder)
     kept = loading.load(found, CPU, torch.float32, sharding=loading.Sharding(mesh, True, True))
     after = _private()

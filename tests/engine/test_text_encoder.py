@@ -16,7 +16,6 @@ from tests.support.gloo import Gloo, Ranks
 from workers.engine import devices
 from workers.engine.families.wan import Wan
 from workers.engine.opening import open_model
-from workers.engine.parallel.mesh import Mesh
 from workers.engine.stages.encode_text import TextEncoder
 from workers.pool import Pool, PoolError, PoolLayout, parse
 
@@ -28,7 +27,7 @@ PROMPTS = ("pan left", "", "a  long\n prompt about a red ball &amp; a blue one",
 
 def opened(ranks: Ranks, folder: Path, placement: Placement) -> Wan:
     pool = Pool(model=str(folder), width=ranks.world, text_encoder=placement)
-    model = open_model(pool, devices.open_device("cpu"), Mesh("cpu", ranks.world))
+    model = open_model(pool, devices.open_device("cpu"), cases.mesh(ranks.world))
     assert isinstance(model, Wan)
     return model
 

@@ -1,4 +1,4 @@
-"""Groups of gloo ranks for tests: one per width and session, each running all its cases.
+"""Groups of gloo ranks for tests: one per width, each running all its cases.
 
 A case is a module-level function ``case(group: Ranks, *args) -> result``; it runs on every rank at the same time, and
 the test gets the results in rank order. The ranks are forked from one server that has imported the engine once.
