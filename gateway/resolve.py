@@ -26,9 +26,9 @@ from shared.messages import (
     StepCache,
     Task,
 )
+from shared.pictures import STILLS
 
 #: Formats by kind of task; the first is the default.
-_IMAGE_FORMATS = ("png",)
 _VIDEO_FORMATS = ("mp4",)
 
 #: For a model that no pool has announced yet (setting ``unknown_model=queue``): the commonest Wan values, and ranges so
@@ -122,7 +122,8 @@ def resolve(
         cache=_cache(body, card),
         step_cache=_step_cache(body, card),
         loras=_loras(body, card),
-        output_format=_choice(body.output_format, _IMAGE_FORMATS if still else _VIDEO_FORMATS, "output_format"),
+        output_format=_choice(body.output_format, STILLS if still else _VIDEO_FORMATS, "output_format"),
+        output_quality=_quality(body, still),
         dummy=body.dummy,
     )
 
@@ -222,6 +223,12 @@ def _choice(given: str | None, allowed: tuple[str, ...], field: str) -> str:
     if given not in allowed:
         raise InvalidRequest(f"must be one of {', '.join(allowed)}; not {given}", field)
     return given
+
+
+def _quality(body: SubmitBody, still: bool) -> int | None:
+    if body.output_quality is not None and (not still or body.output_format in (None, "png")):
+        raise InvalidRequest("is of pictures in jpeg or webp", "output_quality")
+    return body.output_quality
 
 
 def _cache(body: SubmitBody, card: ModelCard) -> AttentionCache | None:

@@ -185,6 +185,8 @@ class JobRequest(Struct, frozen=True, kw_only=True, gc=False):
     cache: AttentionCache | None = None
     step_cache: StepCache | None = None
     output_format: str = "mp4"
+    #: Of a JPEG or WebP, 0 to 100; None leaves it to the engine.
+    output_quality: int | None = None
     #: For the dummy engine only: what to pretend (see ``workers.engine.dummy``).
     dummy: dict[str, float | str] | None = None
 

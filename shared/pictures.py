@@ -19,6 +19,11 @@ TILE = 160
 #: Tiles of a sheet at most.
 TILES = 25
 
+#: The formats that a picture can be made in, ``image/…`` each.
+STILLS = ("png", "jpeg", "webp")
+#: Of a JPEG or WebP whose request says none, 0 to 100.
+QUALITY = 95
+
 _MEDIA_TYPES = {
     "mp4": "video/mp4",
     "png": "image/png",

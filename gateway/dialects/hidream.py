@@ -19,7 +19,9 @@ from gateway.problems import Problem, not_found
 from gateway.routes.outputs import served
 from gateway.schema.jobs import JobView
 from gateway.schema.requests import SubmitBody
+from shared.media import IMAGES
 from shared.messages import State
+from shared.pictures import suffix_of
 
 #: From our field to theirs, for errors.
 FIELDS = {"size": "resolution", "steps": "num_inference_steps", "n": "num_images_per_prompt"}
@@ -86,7 +88,9 @@ def status_of(view: JobView, base: str) -> HidreamStatus:
         status=STATUS[view.state],
         progress=round(100 * fraction(view), 1),
         message=view.queue.message if view.queue is not None else "",
-        result_urls=tuple(f"{base}/images/{view.id}_{output.index}.png" for output in view.outputs),
+        result_urls=tuple(
+            f"{base}/images/{view.id}_{output.index}.{suffix_of(output.media_type)}" for output in view.outputs
+        ),
         processing_time=view.ran_s,
         created_at=iso(view.created_at),
         completed_at=iso(ended_at(view)),
@@ -109,11 +113,13 @@ async def download(request: AnyRequest, task_id: FromPath[str]) -> Response[byte
 @route("/images/{name:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
 async def image(request: AnyRequest, name: FromPath[str]) -> Response[bytes] | Stream:
     """A picture by its name in the status."""
-    job, line, rest = name.removesuffix(".png").rpartition("_")
-    if not (line and name.endswith(".png") and rest.isascii() and rest.isdigit() and len(rest) <= 4):
+    stem, _, suffix = name.rpartition(".")
+    job, line, rest = stem.rpartition("_")
+    if not (line and rest.isascii() and rest.isdigit() and len(rest) <= 4):
         raise not_found("no such picture")
     record = (await gateway_of(request).live.find(ids.parse(job), tenant_of(request))).record
-    if any(output.media_type != "image/png" for output in record.outputs):
+    made = {output.media_type for output in record.outputs}
+    if not made <= IMAGES or suffix not in {suffix_of(kind) for kind in made}:
         raise not_found("no such picture")
     return await served(request, record, int(rest))
 
@@ -137,8 +143,8 @@ OPERATIONS = (
             name=f"hidream_{method}_image",
             tag="hidream",
             summary="A picture by its name in the status.",
-            words=(("name", "the job's id, `_`, which picture, and `.png`"),),
-            answers=file_answers("image/png"),
+            words=(("name", "the job's id, `_`, which picture, and its format's suffix"),),
+            answers=file_answers(FILE),
             problems=(404, 410, 416, 503),
         )
         for method in ("get", "head")

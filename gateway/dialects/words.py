@@ -12,7 +12,17 @@ from msgspec.structs import replace
 
 from gateway.problems import FieldError, Problem
 from gateway.schema.jobs import JobView
-from gateway.schema.requests import CacheBody, Metadata, ParallelBody, Priority, Seconds, SubmitBody, WebhookUrl, Word
+from gateway.schema.requests import (
+    CacheBody,
+    Metadata,
+    ParallelBody,
+    Priority,
+    Quality,
+    Seconds,
+    SubmitBody,
+    WebhookUrl,
+    Word,
+)
 from shared.errors import InvalidRequest
 from shared.messages import State
 
@@ -28,6 +38,7 @@ class JobOptions(Struct, kw_only=True):
     """What every dialect takes of the native API beside its own fields."""
 
     output_format: Word | None = None
+    output_quality: Quality | None = None
     priority: Priority | None = None
     start_deadline_s: Seconds | None = None
     run_timeout_s: Seconds | None = None

@@ -14,6 +14,7 @@ StepIndex = Annotated[int, Meta(ge=0, le=10_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 Priority = Annotated[int, Meta(ge=0, le=9, description="0 to 9; 9 goes first")]
+Quality = Annotated[int, Meta(ge=0, le=100, description="of a picture in jpeg or webp")]
 #: 32 MiB of base64 at most; ``max_json_bytes`` bounds it further.
 Source = Annotated[
     str,
@@ -108,6 +109,7 @@ class SubmitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     step_cache: StepCacheBody | None = None
     loras: Annotated[tuple[LoraBody, ...], Meta(max_length=16)] = ()
     output_format: Word | None = None
+    output_quality: Quality | None = None
     priority: Priority | None = None
     start_deadline_s: Seconds | None = None
     run_timeout_s: Seconds | None = None

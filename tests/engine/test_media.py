@@ -54,3 +54,27 @@ def test_one_frame_is_a_png(tmp_path: Path) -> None:
     file = output.close()
     assert (file.name, file.media_type, file.fps) == ("2.png", "image/png", 0)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "2.png")), np.asarray(halves()))
+
+
+@pytest.mark.parametrize(("still", "name"), [("jpeg", "2.jpg"), ("webp", "2.webp")])
+def test_one_frame_takes_less_room_where_less_is_asked_for(tmp_path: Path, still: str, name: str) -> None:
+    sizes = []
+    grain = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    for quality in (0, 60, None, 100):
+        output = Output(tmp_path, 2, 64, 32, 1, 8, still=still, quality=quality)
+        output.write(grain)
+        file = output.close()
+        assert (file.name, file.media_type, file.thumbnail) == (name, f"image/{still}", "2.thumbnail.jpg")
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.size, picture.mode) == (still.upper(), (64, 32), "RGB")
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes == sorted(set(sizes))
+
+
+def test_colours_stay_where_they_are(tmp_path: Path) -> None:
+    """At full resolution, not a pixel aside as with what is usual in JPEG."""
+    output = Output(tmp_path, 0, 64, 32, 1, 8, still="jpeg")
+    output.write(np.asarray(halves()))
+    output.close()
+    made = np.asarray(Image.open(tmp_path / "0.jpg")).astype(int)
+    assert np.abs(made - np.asarray(halves())).max() < 12

@@ -24,10 +24,17 @@ def grey(level: int, width: int = 64, height: int = 32) -> Frame:
     return np.full((height, width, 3), level, np.uint8)
 
 
-def written(folder: Path, frames: int, origin: Provenance | None = None, width: int = 64, height: int = 32) -> Path:
+def written(
+    folder: Path,
+    frames: int,
+    origin: Provenance | None = None,
+    width: int = 64,
+    height: int = 32,
+    still: str = "png",
+) -> Path:
     """An output whose frames go from black to white."""
     folder.mkdir(exist_ok=True)
-    output = Output(folder, 0, width, height, frames, 8, origin)
+    output = Output(folder, 0, width, height, frames, 8, origin, still)
     for number in range(frames):
         output.write(grey(number * 255 // max(1, frames - 1), width, height))
     return folder / output.close().name
@@ -83,6 +90,26 @@ def test_the_xmp_is_well_formed_and_where_readers_look(tmp_path: Path, frames: i
     source = packet.find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
     assert source is not None
     assert source.text == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+@pytest.mark.parametrize("still", ["jpeg", "webp"])
+def test_other_pictures_say_it_too(tmp_path: Path, still: str) -> None:
+    path = written(tmp_path, 1, provenance("full", JOB, request()), still=still)
+    with Image.open(path) as picture:
+        packet = bytes(picture.info["xmp"])
+        assert b"trainedAlgorithmicMedia" in packet
+        assert JOB.encode() in packet
+        if still == "jpeg":
+            assert json.loads(picture.info["comment"])["job"] == JOB
+    silent = written(tmp_path, 1, provenance("off", JOB, request()), still=still)
+    assert b"xmp" not in silent.read_bytes()
+
+
+def test_what_does_not_fit_into_a_jpeg_ends_no_job(tmp_path: Path) -> None:
+    asked = request(prompt="\u0007" * 4000, negative_prompt="\u0007" * 8000)
+    path = written(tmp_path, 1, provenance("full", JOB, asked), still="jpeg")
+    with Image.open(path) as picture:
+        assert "xmp" not in picture.info
 
 
 @pytest.mark.parametrize("frames", [1, 9], ids=["png", "mp4"])

@@ -168,7 +168,20 @@ async def test_a_pictures_life_in_its_words(gw: GatewayUnderTest, fleet: Fleet) 
         assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, png(), "image/png")
     for path in (f"/download/{job}?image_index=1", f"/download/{job}?image_index=x", f"/images/{job}_1.png"):
         assert (await gw.client.get(path)).status_code == 404
-    assert (await gw.client.get(f"/images/{job}.png")).status_code == 404
+    for name in (f"{job}.png", f"{job}_0.jpg", f"{job}_0", f"{job}_0.", f"{job}_0.png.png"):
+        assert (await gw.client.get(f"/images/{name}")).status_code == 404
+
+
+async def test_pictures_of_another_format_have_its_name(gw: GatewayUnderTest, fleet: Fleet) -> None:
+    job = await submitted(gw, {**PICTURE, "output_format": "jpeg", "output_quality": 80})
+    request = (await fleet.record(job)).request
+    assert (request.output_format, request.output_quality) == ("jpeg", 80)
+    await fleet.run(job)
+    await fleet.finish(job, b"a picture", "image/jpeg")
+    assert (await status(gw, job))["result_urls"] == [f"https://media.example.com/images/{job}_0.jpg"]
+    answer = await gw.client.get(f"/images/{job}_0.jpg")
+    assert (answer.content, answer.headers["content-type"]) == (b"a picture", "image/jpeg")
+    assert (await gw.client.get(f"/images/{job}_0.png")).status_code == 404
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 from shared.messages import JobRequest, Task
+from shared.pictures import STILLS
 from workers.link import OutputFile, Run
 
 _PICTURE = 64
@@ -20,6 +22,8 @@ def write_output(run: Run, index: int, output_bytes: int, *, pictures: bool = Fa
     if request.task == Task.TEXT_TO_IMAGE and output_bytes < 0:
         name, media_type, side = f"{index}.png", "image/png", _PICTURE
         content = png(side, side, _colour(request, index))
+        if request.output_format in STILLS and request.output_format != "png":
+            return _encoded(run, index, content)
         width, height, frames, fps = side, side, 1, 0
     else:
         size = 256 if output_bytes < 0 else output_bytes
@@ -39,6 +43,24 @@ def write_output(run: Run, index: int, output_bytes: int, *, pictures: bool = Fa
         fps=fps,
         thumbnail=thumbnail,
         spritesheet=spritesheet,
+    )
+
+
+def _encoded(run: Run, index: int, content: bytes) -> OutputFile:
+    from PIL import Image  # see below
+
+    from workers.engine.stages import stills
+
+    request = run.request
+    name, picture = stills.name_of(index, request.output_format), Image.open(BytesIO(content))
+    stills.save(picture, Path(run.out_dir) / name, request.output_format, request.output_quality, None)
+    return OutputFile(
+        name=name,
+        media_type=f"image/{request.output_format}",
+        width=picture.width,
+        height=picture.height,
+        num_frames=1,
+        fps=0,
     )
 
 

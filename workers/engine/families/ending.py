@@ -20,6 +20,7 @@ from workers.engine.families.base import Job
 from workers.engine.parallel.vae import WidthSplit
 from workers.engine.stages import decode, tiles
 from workers.engine.stages.mux import Frame, Output
+from workers.engine.stages.stills import still_of
 from workers.link import OutputFile
 
 
@@ -116,7 +117,9 @@ class _Ending:
         if folder is None:
             return None
         size = request.width, request.height
-        return Output(folder, self._index, *size, request.num_frames, request.fps, self._job.origin)
+        still = still_of(request.output_format)
+        frames, fps = request.num_frames, request.fps
+        return Output(folder, self._index, *size, frames, fps, self._job.origin, still, request.output_quality)
 
     def _take(self, decoding: _Decoding, output: Output | None) -> None:
         request = self._job.request

@@ -1,4 +1,4 @@
-"""Frames → a file: H.264 in mp4, frame by frame, or a PNG for a single one."""
+"""Frames → a file: H.264 in mp4, frame by frame, or a picture for a single one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from workers.engine.errors import NotServed
+from workers.engine.stages import stills
 from workers.engine.stages.pictures import Pictures
-from workers.engine.stages.provenance import Provenance, append_xmp, software
+from workers.engine.stages.provenance import Provenance, append_xmp
 from workers.link import OutputFile
 
 Frame = npt.NDArray[np.uint8]
@@ -78,7 +78,7 @@ class Mp4Writer:
 
 
 class Output:
-    """The file of one output, PNG for a single frame and mp4 for more, and the small pictures of it; frames go in as
+    """The file of one output, a picture for a single frame and mp4 for more, and the small pictures of it; frames go in as
     they are decoded.
 
     Args:
@@ -89,6 +89,8 @@ class Output:
         num_frames: that are to come.
         fps: of a video.
         origin: what the file says of it.
+        still: the format of a single frame (``shared.pictures.STILLS``).
+        quality: of that, 0 to 100, where it has one.
     """
 
     def __init__(
@@ -100,9 +102,12 @@ class Output:
         num_frames: int,
         fps: int,
         origin: Provenance | None = None,
+        still: str = "png",
+        quality: int | None = None,
     ) -> None:
         self._is_video = num_frames > 1
-        self._path = folder / f"{index}.{'mp4' if self._is_video else 'png'}"
+        self._still, self._quality = still, quality
+        self._path = folder / (f"{index}.mp4" if self._is_video else stills.name_of(index, still))
         self._size, self._fps = (width, height), fps if self._is_video else 0
         self._origin = origin
         self._video = Mp4Writer(self._path, width, height, fps, origin) if self._is_video else None
@@ -116,7 +121,7 @@ class Output:
         if self._video is not None:
             self._video.write(frame)
         else:
-            Image.fromarray(frame).save(self._path, format="PNG", pnginfo=_png_info(self._origin))
+            stills.save(Image.fromarray(frame), self._path, self._still, self._quality, self._origin)
 
     def close(self) -> OutputFile:
         """Complete the files."""
@@ -126,7 +131,7 @@ class Output:
         width, height = self._size
         return OutputFile(
             name=self._path.name,
-            media_type="video/mp4" if self._is_video else "image/png",
+            media_type="video/mp4" if self._is_video else f"image/{self._still}",
             width=width,
             height=height,
             num_frames=self._frames,
@@ -139,13 +144,3 @@ class Output:
         """The job was stopped or failed: leave the file as it is."""
         if self._video is not None:
             self._video.abandon()
-
-
-def _png_info(origin: Provenance | None) -> PngInfo | None:
-    if origin is None:
-        return None
-    info = PngInfo()
-    info.add_itxt("Software", software())
-    info.add_itxt("Comment", origin.comment)
-    info.add_itxt("XML:com.adobe.xmp", origin.xmp)
-    return info
