@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from gateway.parts import AnyRequest, Gateway
 from gateway.problems import RETRY_AFTER_S, Problem
 from shared.messages import TERMINAL, JobRecord
+
+T = TypeVar("T")
 
 #: Past every transition: none is owed, only the end is waited for.
 _NONE = 10**9
@@ -40,7 +44,12 @@ def check_goes_on(gateway: Gateway, job: str) -> None:
 async def ended_or_left(gateway: Gateway, record: JobRecord, request: AnyRequest, timeout_s: float) -> JobRecord | None:
     """As ``ended``; None if the client goes away first, which is nothing to the job. The request's body has been
     read."""
-    waiting = asyncio.ensure_future(ended(gateway, record, timeout_s))
+    return await unless_left(request, ended(gateway, record, timeout_s))
+
+
+async def unless_left(request: AnyRequest, found: Coroutine[Any, Any, T]) -> T | None:
+    """What is found; None if the client goes away first. The request's body has been read."""
+    waiting = asyncio.ensure_future(found)
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -3,8 +3,8 @@ own fields is a video, any other is pictures; a status is in the words of what t
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from gateway import ids
 from gateway.auth import tenant_of
 from gateway.dialects import hidream, wan_api
+from gateway.dialects.together import all_or_none
 from gateway.dialects.wan_api import TaskSubmitted
 from gateway.dialects.words import naming
 from gateway.fleet import mean_step_s
@@ -27,9 +28,7 @@ from gateway.problems import FieldError, Problem, invalid
 from gateway.uploads import decode_json, read_body
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, Task
-from shared.telemetry import log
 
-_LOG = log(__name__)
 T = TypeVar("T", bound=Struct)
 
 _fields = msgspec.json.Decoder(dict[str, Raw])
@@ -64,44 +63,16 @@ async def batch(request: AnyRequest) -> Response[bytes]:
         raise invalid(where, f"must be from 1 to {_MAX_BATCH} requests")
     if key is None:
         gateway.admission.room(tenant, len(items))
-    made: list[JobRecord] = []
-    #: Those that an earlier request under the same key had not made already: only they are taken back.
-    begun: list[str] = []
     with ExitStack() as stack:
-        try:
-            for item in items:
-                own = None if key is None else f"{key}/{len(made)}"
-                job = gateway.submissions.fresh() if own is None else ids.derived(tenant, own)
-                there = own is not None and await _exists(gateway, tenant, job)
-                begun += [] if there else [job]
-                fields = decode_json(bytes(item), _fields)
-                made.append(await _make(gateway, tenant, bytes(item), fields, own, stack, job))
-        except BaseException as error:  # a client that goes away too
-            await _taken_back(gateway, tenant, begun)
-            if isinstance(error, (Problem, InvalidRequest)):
-                raise _inside(error, f"{where}[{len(made)}]") from error
-            raise
-    return answer_many([_submitted(gateway, record) for record in made])
-
-
-async def _taken_back(gateway: Gateway, tenant: str, jobs: list[str]) -> None:
-    """None of these jobs is there any more, whoever does not wait for it; of the last it is unknown whether it was
-    made."""
-
-    async def take_back() -> None:
-        for job in jobs:
-            try:
-                await gateway.changes.cancel(job, tenant)
-            except Exception as error:
-                if not (isinstance(error, Problem) and error.status in (404, 410)):
-                    _LOG.error("a job of a refused batch is left", job=job, error=type(error).__name__)
-
-    taking = asyncio.ensure_future(take_back())
-    try:
-        await asyncio.shield(taking)
-    except asyncio.CancelledError:
-        await asyncio.wait((taking,))
-        raise
+        async with all_or_none(gateway, tenant) as together:
+            for number, item in enumerate(items):
+                own = None if key is None else f"{key}/{number}"
+                try:
+                    fields = decode_json(bytes(item), _fields)
+                    await together.make(own, partial(_make, gateway, tenant, bytes(item), fields, own, stack))
+                except (Problem, InvalidRequest) as error:
+                    raise _inside(error, f"{where}[{number}]") from error
+    return answer_many([_submitted(gateway, record) for record in together.made])
 
 
 @get("/status/{task_id:str}")
@@ -134,14 +105,6 @@ async def _make(
     with naming(hidream.FIELDS):
         ours = hidream.to_body(decode_json(body, _hidream), settings.hidream_model or None)
         return await submissions.submit(tenant, ours, {}, key, stack, wishes=True, job=job)
-
-
-async def _exists(gateway: Gateway, tenant: str, job: str) -> bool:
-    try:
-        await gateway.live.find(job, tenant)
-    except Problem:
-        return False
-    return True
 
 
 def _items(given: dict[str, Raw]) -> list[Raw]:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from gateway.dialects import animate, hidream, multigpu_i2v, turbodiffusion, wan_api
-from gateway.dialects.openai import images, video_words
+from gateway.dialects.openai import image_words, video_words
 from gateway.forms import converted
 from gateway.nearest import adapted
 from gateway.problems import Problem
@@ -89,7 +89,10 @@ DIALECTS = {
         wishes=False,
     ),
     "openai-images": Dialect(
-        images.ImagesGenerate, {"prompt": "a cat"}, lambda asked, card: images.to_body(asked, None), wishes=False
+        image_words.ImagesGenerate,
+        {"prompt": "a cat"},
+        lambda asked, card: image_words.to_bodies(asked, None, card.max_n)[-1],
+        wishes=False,
     ),
     "native": Dialect(SubmitBody, {"prompt": "a cat"}, lambda asked, card: asked, wishes=False),
 }

@@ -1,30 +1,21 @@
-"""OpenAI's videos and images, field by field; ``tests/system`` drives the same with the ``openai`` package."""
+"""OpenAI's videos, field by field; ``tests/system`` drives the same with the ``openai`` package."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from msgspec.structs import replace
 
-from gateway.dialects.openai import images
-from gateway.live import Known, Live
-from gateway.streams import HEARTBEAT
-from shared.errors import ArtifactError, BusUnavailable
 from shared.lifecycle import Stamp, fail, fold
 from shared.messages import FloatRange, Input, JobRecord, Output, State, Succeeded
 from shared.settings import Settings
 from tests.support.clock import settle
-from tests.support.gateway import BOUND_S, CARD, Fleet, GatewayUnderTest, Stream, gateway, png
-from tests.support.keys import ADMIN, bearer, make
-from tests.support.keys import SETTINGS as KEYS_SETTINGS
+from tests.support.gateway import BOUND_S, CARD, Fleet, GatewayUnderTest, gateway, png
 from tests.support.memory_bus import MemoryBroker
+from tests.support.openai_errors import error
 from tests.support.video import make_video
 
 FIELDS = {
@@ -52,14 +43,6 @@ async def made(gw: GatewayUnderTest, **fields: object) -> dict[str, object]:
     assert answer.status_code == 200, answer.text
     assert set(answer.json()) == FIELDS
     return dict(answer.json())
-
-
-def error(answer: httpx.Response, status: int) -> dict[str, object]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert set(answer.json()) == {"error"}
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    return dict(answer.json()["error"])
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
@@ -332,186 +315,12 @@ async def test_without_the_bus_it_says_so_in_its_own_shape(gw: GatewayUnderTest)
     assert answer.headers["retry-after-ms"] == "2000"
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-async def generating(gw: GatewayUnderTest, fleet: Fleet, **body: object) -> tuple[asyncio.Task[httpx.Response], str]:
-    """A request for pictures that waits, and its job."""
-    asked = asyncio.create_task(gw.client.post("/v1/images/generations", json={"prompt": "a cat", **body}))
-    async with asyncio.timeout(BOUND_S):
-        while not (jobs := (await gw.client.get("/v1/jobs?state=queued")).json()["data"]):
-            await settle()
-    return asked, jobs[0]["id"]
-
-
-def told(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
-    """A stream's events by name, signs of life left out."""
-    blocks = [block.split("\n") for block in answer.text.split("\n\n") if block and not block.startswith(":")]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
-
-
-async def test_pictures_are_waited_for(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, n=1, size="256x144", quality="high", response_format="b64_json")
-    request = (await fleet.record(job)).request
-    assert (request.task, request.width, request.height) == ("text-to-image", 256, 144)
-    await fleet.run(job)
-    await fleet.finish(job, png(), "image/png")
-    answer = (await asked).json()
-    assert base64.b64decode(answer["data"][0]["b64_json"]) == png()
-    assert (set(answer["data"][0]), answer["size"]) == ({"b64_json"}, "256x144")
-
-
-async def test_pictures_by_url(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, response_format="url", size="auto", model="sora-2")
-    await fleet.complete(job, png())
-    (given,) = (await asked).json()["data"]
-    assert given["url"].startswith(f"http://here:1/media/{job}/0.mp4?expires=")
-    assert (await gw.client.get(given["url"].removeprefix("http://here:1"))).content == png()
-
-
-async def test_a_stream_ends_with_the_picture(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, stream=True, partial_images=2)
-    await fleet.complete(job, png())
-    answer = await asked
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    ((name, event),) = told(answer)
-    assert name == "image_generation.completed"
-    assert (event["type"], base64.b64decode(event["b64_json"])) == ("image_generation.completed", png())
-
-
-async def test_partial_images_come_before_the_picture(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, stream=True, partial_images=2)
-    running = await fleet.run(job)
-    for step in range(3):
-        await fleet.progress(job, running.epoch, step, preview=f"look {step}".encode())
-    await fleet.finish(job, png())
-    events = [event for _, event in told(await asked)]
-    assert [event["type"] for event in events] == ["image_generation.partial_image"] * 2 + [
-        "image_generation.completed"
-    ]
-    assert [event["partial_image_index"] for event in events[:2]] == [0, 1]
-    assert [base64.b64decode(event["b64_json"]) for event in events] == [b"look 0", b"look 1", png()]
-
-
-async def test_a_stream_of_a_job_that_fails_says_why(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
-    await fleet.run(job)
-    await fleet.move(job, lambda record, stamp: fail(record, "engine_error", "NaN", stamp))
-    ((name, event),) = told(await asked)
-    assert (name, event["error"]["message"]) == ("error", "engine_error: NaN")
-
-
-PARTIAL = {"prompt": "a cat", "stream": True, "partial_images": 1}
-
-
-async def test_a_client_that_leaves_takes_its_pictures_job_along(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    headers = {"Content-Type": "application/json"}
-    stream = Stream(gw.app, "/v1/images/generations", headers, json.dumps(PARTIAL).encode())
-    assert await stream.raw() == HEARTBEAT
-    (job,) = (await gw.client.get("/v1/jobs")).json()["data"]
-    await stream.vanish()
-    await settle()
-    assert (await fleet.record(job["id"])).state is State.CANCELLED
-
-
-async def test_what_fails_in_a_stream_of_pictures_is_no_client_that_left(
-    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def unreachable(*_: object) -> Known:
-        raise BusUnavailable("no answer")
-
-    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
-    monkeypatch.setattr(Live, "find", unreachable)
-    gw.parts.live.streams.feeds[job].gone()
-    ((name, event),) = told(await asked)
-    assert (name, event["error"]["type"]) == ("error", "server_error")
-    await settle()
-    assert (await fleet.record(job)).state is State.QUEUED
-
-
-async def test_pictures_that_cannot_be_read_are_an_error_in_the_stream(
-    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(_: object, key: str) -> AsyncIterator[bytes]:
-        raise ArtifactError(key)
-
-    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
-    monkeypatch.setattr(type(gw.parts.artifacts), "read", broken)
-    await fleet.complete(job, png())
-    ((name, event),) = told(await asked)
-    assert (name, event["error"]["type"]) == ("error", "server_error")
-
-
-async def test_a_stream_of_pictures_has_an_end_in_time_and_leaves_the_job(
-    gw: GatewayUnderTest, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "_WAIT_S", 0.0)
-    ((name, event),) = told(await gw.client.post("/v1/images/generations", json=PARTIAL))
-    assert (name, event["error"]["type"]) == ("error", "server_error")
-    assert "their job goes on" in event["error"]["message"]
-    (job,) = (await gw.client.get("/v1/jobs")).json()["data"]
-    assert job["state"] == "queued"
-
-
-async def test_a_stream_of_pictures_shows_signs_of_life(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet, stream=True, partial_images=1)
-    await settle()
-    gw.parts.live.streams.beat()
-    await settle()
-    await fleet.complete(job, png())
-    assert (await asked).content.count(HEARTBEAT) > 2
-
-
-async def test_a_revoked_key_ends_its_stream_of_pictures(broker: MemoryBroker, tmp_path: Path) -> None:
-    async with gateway(broker, tmp_path, KEYS_SETTINGS) as gw:
-        fleet = Fleet(broker, gw.artifacts, broker.clock)
-        await fleet.announce()
-        key = await make(gw)
-        headers = {**bearer(key["key"]), "Content-Type": "application/json"}
-        stream = Stream(gw.app, "/v1/images/generations", headers, json.dumps(PARTIAL).encode())
-        assert await stream.raw() == HEARTBEAT
-        (job,) = (await gw.client.get("/v1/jobs", headers=bearer(key["key"]))).json()["data"]
-        await gw.client.delete(f"/v1/keys/{key['id']}", headers=bearer(ADMIN))
-        ((name, _, said),) = await stream.events("error")
-        assert name == "error"
-        assert "authentication_error" in str(said)
-        await settle()
-        assert (await fleet.record(job["id"])).state is State.QUEUED
-
-
-async def test_a_gateway_that_ends_lets_nobody_wait_and_leaves_the_job(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet)
-    gw.parts.live.streams.close()
-    async with asyncio.timeout(BOUND_S):
-        answer = await asked
-    assert "stopping" in str(error(answer, 503)["message"])
-    assert (await fleet.record(job)).state is State.QUEUED
-
-
 async def test_a_key_is_worth_more_than_the_count_of_a_retry(gw: GatewayUnderTest) -> None:
     first = await gw.client.post("/v1/videos", json={"prompt": "a cat"})
     headers = {"Idempotency-Key": "k", "x-stainless-retry-count": "1"}
     keyed = await gw.client.post("/v1/videos", json={"prompt": "a cat"}, headers=headers)
     assert keyed.json()["id"] != first.json()["id"]
     assert (await gw.client.post("/v1/videos", json={"prompt": "a cat"}, headers=headers)).json() == keyed.json()
-
-
-async def test_a_failure_and_a_cancel_are_errors(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    asked, job = await generating(gw, fleet)
-    await fleet.run(job)
-    await fleet.move(job, lambda record, stamp: fail(record, "engine_error", "NaN", stamp))
-    assert error(await asked, 500)["message"] == "engine_error: NaN"
-    asked, job = await generating(gw, fleet)
-    await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert error(await asked, 409)["type"] == "conflict_error"
-
-
-@pytest.mark.parametrize(
-    ("body", "param"), [({"size": "9x9"}, "size"), ({"n": 5}, "n"), ({"n": 11}, "n"), ({"prompt": ""}, "prompt")]
-)
-async def test_a_bad_picture_is_refused_at_once(gw: GatewayUnderTest, body: dict[str, object], param: str) -> None:
-    answer = await gw.client.post("/v1/images/generations", json={"prompt": "a cat", **body})
-    assert error(answer, 400)["param"] == param
 
 
 async def test_models_are_listed_for_its_clients(gw: GatewayUnderTest) -> None:

@@ -65,6 +65,28 @@ def test_pictures(client: openai.OpenAI) -> None:
     assert fetched.tobytes() == pictures[0].tobytes()
 
 
+def test_more_pictures_than_a_job_makes_in_another_format(client: openai.OpenAI) -> None:
+    asked = {"steps": 2, "seed": 1}
+    made = client.images.generate(
+        prompt="a red ball",
+        size="128x128",
+        n=6,
+        output_format="webp",
+        output_compression=70,
+        quality="high",
+        background="opaque",
+        extra_body=asked,
+    )
+    assert made.data is not None
+    pictures = [Image.open(io.BytesIO(base64.b64decode(found.b64_json or ""))) for found in made.data]
+    assert made.output_format == "webp"
+    assert [(picture.format, picture.size) for picture in pictures] == [("WEBP", (128, 128))] * 6
+    assert len({picture.tobytes() for picture in pictures}) == 6
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a red ball", background="transparent")
+    assert refused.value.param == "background"
+
+
 def test_partial_images(client: openai.OpenAI) -> None:
     # Long enough for one preview, which comes half a second after there is something to see.
     slow = {"steps": 60, "seed": 1}

@@ -6,32 +6,39 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, suppress
-from typing import Annotated, Literal
+from functools import partial
 
 import msgspec
 from litestar import post
 from litestar.response import Response
-from msgspec import Meta, Struct
 
 from gateway import ids
 from gateway.auth import caller_of, tenant_of, unauthorized
 from gateway.dialects.openai.errors import HANDLERS as ERRORS
 from gateway.dialects.openai.errors import shaped
-from gateway.dialects.words import ended_at
-from gateway.ends import check_goes_on, ended_or_left
+from gateway.dialects.openai.image_words import (
+    FIELDS,
+    ImageCompleted,
+    ImageMade,
+    ImagePartial,
+    ImagesGenerate,
+    ImagesMade,
+    format_of,
+    to_bodies,
+)
+from gateway.dialects.together import all_or_none, cancel_all
+from gateway.dialects.words import ended_at, naming
+from gateway.ends import check_goes_on, ended, unless_left
 from gateway.event_stream import EventStream
 from gateway.openapi_writer import Operation
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem, problem_of
+from gateway.routes.early import sent_again
 from gateway.schema.jobs import PreviewView
-from gateway.schema.requests import Prompt, SubmitBody, Word
+from gateway.schema.requests import SubmitBody
 from gateway.streams import HEARTBEAT, OVER
 from gateway.uploads import read_json
-from shared.errors import BusError
-from shared.messages import TERMINAL, JobRecord, State, Task
-from shared.telemetry import log
-
-_LOG = log(__name__)
+from shared.messages import TERMINAL, JobRecord, State
 
 #: A picture that takes longer is answered 504; its job goes on.
 _WAIT_S = 600.0
@@ -44,129 +51,79 @@ _leaving: set[asyncio.Task[None]] = set()
 _URL_TTL_S = 3600.0
 
 
-class ImagesGenerate(Struct, kw_only=True):
-    """``POST /v1/images/generations``. Fields of OpenAI's that mean nothing here (quality, style, …) are ignored; of
-    ours there are the numbers. Pictures are PNG, whatever ``output_format`` asks for; the answer says so."""
-
-    prompt: Prompt
-    model: Word | None = None
-    n: Annotated[int, Meta(ge=1, le=10)] | None = 1
-    size: Annotated[str, Meta(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = None
-    response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    stream: bool | None = False
-    partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
-    negative_prompt: Annotated[str, Meta(max_length=4000)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
-    priority: Annotated[int, Meta(ge=0, le=9)] | None = None
-
-
-class ImageMade(Struct, kw_only=True, omit_defaults=True):
-    """A picture: itself in base64, or where it is."""
-
-    b64_json: str | None = None
-    url: str | None = None
-
-
-class ImagesMade(Struct, kw_only=True):
-    """The pictures; ``created`` in whole seconds since 1970."""
-
-    created: int
-    data: tuple[ImageMade, ...]
-    size: str
-    output_format: str = "png"
-
-
-class TokenDetails(Struct, frozen=True, kw_only=True):
-    """Part of ``ImageUsage``."""
-
-    image_tokens: int = 0
-    text_tokens: int = 0
-
-
-class ImageUsage(Struct, frozen=True, kw_only=True):
-    """No tokens are counted here; clients expect the numbers."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
-    input_tokens_details: TokenDetails = TokenDetails()
-
-
-class ImageCompleted(Struct, kw_only=True):
-    """The event that ends a stream."""
-
-    type: str = "image_generation.completed"
-    b64_json: str
-    created_at: int
-    size: str
-    output_format: str = "png"
-    background: str = "opaque"
-    quality: str = "auto"
-    usage: ImageUsage = ImageUsage()
-
-
-class ImagePartial(Struct, kw_only=True):
-    """A look at a picture that is being made: a small JPEG."""
-
-    type: str = "image_generation.partial_image"
-    b64_json: str
-    partial_image_index: int
-    created_at: int
-    size: str
-    output_format: str = "jpeg"
-    background: str = "opaque"
-    quality: str = "auto"
-
-
 _generate = msgspec.json.Decoder(ImagesGenerate)
-
-
-def to_body(asked: ImagesGenerate, default_model: str | None) -> SubmitBody:
-    """Their request as ours."""
-    return SubmitBody(
-        model=asked.model or default_model,
-        task=str(Task.TEXT_TO_IMAGE),
-        prompt=asked.prompt,
-        negative_prompt=asked.negative_prompt,
-        size=None if asked.size == "auto" else asked.size,
-        n=asked.n or 1,
-        seed=asked.seed,
-        steps=asked.steps,
-        guidance_scale=asked.guidance_scale,
-        priority=asked.priority,
-    )
 
 
 @post("/v1/images/generations", status_code=200, exception_handlers=ERRORS)
 async def generate(request: AnyRequest) -> Response[bytes]:
-    """Make pictures and wait for them; a client that goes away takes the job along."""
+    """Make pictures and wait for them; a client that goes away takes their jobs along."""
     gateway = gateway_of(request)
     key = ids.idempotency_key(request.headers.get("idempotency-key"))
     asked = await read_json(request, _generate, gateway.settings.max_json_bytes)
-    again = request.headers.get("x-stainless-retry-count", "0") != "0"
-    with ExitStack() as stack:
-        body = to_body(asked, gateway.settings.openai_image_model or None)
-        record = await gateway.submissions.submit(tenant_of(request), body, {}, key, stack, again=again)
+    records = await _begun(request, asked, key)
     if asked.stream and asked.partial_images:
-        return EventStream(_watched(request, record, asked.partial_images), lambda: _leave(gateway, record))
-    found = await ended_or_left(gateway, record, request, _WAIT_S)
-    if found is None:
-        await gateway.changes.cancel(record.id, record.tenant)
+        return EventStream(_watched(request, records, asked.partial_images), lambda: _leave(gateway, records))
+    made = await unless_left(request, _made(gateway, records))
+    if made is None:
+        await _cancel(gateway, records)
         return Response(b"", status_code=499)
-    made = _succeeded(found)
     if asked.stream:
         return EventStream(_events(gateway, made))
-    by_url = asked.response_format == "url"
+    by_url, first = asked.response_format == "url", made[0]
+    every = [(record, index) for record in made for index in range(len(record.outputs))]
     return answer(
         ImagesMade(
-            created=int(made.created_at),
-            data=tuple([await _image(gateway, made, index, by_url) for index in range(len(made.outputs))]),
-            size=f"{made.request.width}x{made.request.height}",
+            created=int(first.created_at),
+            data=tuple([await _image(gateway, record, index, by_url) for record, index in every]),
+            size=f"{first.request.width}x{first.request.height}",
+            output_format=format_of(first.outputs[0]),
         )
     )
+
+
+async def _begun(request: AnyRequest, asked: ImagesGenerate, key: str | None) -> list[JobRecord]:
+    """The jobs that make the pictures; more than one if there are more pictures than one makes."""
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    default = gateway.settings.openai_image_model or None
+    with ExitStack() as stack, naming(FIELDS):
+        bodies = to_bodies(asked, default, gateway.submissions.card(asked.model or default).max_n)
+        if len(bodies) == 1:
+            return [await _submitted(request, bodies[0], key, stack)]
+        if key is None and not sent_again(request):
+            gateway.admission.room(tenant, len(bodies))
+        async with all_or_none(gateway, tenant) as together:
+            for number, body in enumerate(bodies):
+                own = key if key is None or number == 0 else f"{key}/{number}"
+                await together.make(own, partial(_submitted, request, body, own, stack))
+        return together.made
+
+
+async def _submitted(
+    request: AnyRequest, body: SubmitBody, key: str | None, stack: ExitStack, job: str | None = None
+) -> JobRecord:
+    submit, again = gateway_of(request).submissions.submit, sent_again(request)
+    return await submit(tenant_of(request), body, {}, key, stack, again=again, job=job)
+
+
+async def _made(gateway: Gateway, records: list[JobRecord]) -> list[JobRecord]:
+    """The jobs, once all have made what they should. Raises as ``_succeeded``; of the first that has not."""
+    ending = [asyncio.ensure_future(ended(gateway, record, _WAIT_S)) for record in records]
+    try:
+        for end in asyncio.as_completed(ending):
+            await _whole(gateway, await end, records)
+        return [await end for end in ending]
+    finally:
+        for end in ending:
+            end.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+
+async def _whole(gateway: Gateway, record: JobRecord, records: list[JobRecord]) -> JobRecord:
+    """The job, if it made what it should; if it never will, nobody gets what the others make. Raises as
+    ``_succeeded``."""
+    if record.state in (State.FAILED, State.CANCELLED):
+        await _cancel(gateway, [other for other in records if other.id != record.id])
+    return _succeeded(record)
 
 
 def _succeeded(record: JobRecord) -> JobRecord:
@@ -195,35 +152,36 @@ async def _base64(gateway: Gateway, record: JobRecord, index: int) -> str:
     return base64.b64encode(data).decode()
 
 
-def _leave(gateway: Gateway, record: JobRecord) -> None:
-    """The client went away and takes the job along."""
+async def _cancel(gateway: Gateway, records: list[JobRecord]) -> None:
+    if records:
+        await cancel_all(gateway, records[0].tenant, [record.id for record in records])
 
-    async def cancel() -> None:
-        try:
-            await gateway.changes.cancel(record.id, record.tenant)
-        except (Problem, BusError) as error:
-            _LOG.info("a job that nobody waits for goes on", job=record.id, error=type(error).__name__)
 
-    task = asyncio.create_task(cancel())
+def _leave(gateway: Gateway, records: list[JobRecord]) -> None:
+    """The client went away and takes the jobs along."""
+    task = asyncio.create_task(_cancel(gateway, records))
     _leaving.add(task)
     task.add_done_callback(_leaving.discard)
 
 
-async def _watched(request: AnyRequest, record: JobRecord, partials: int) -> AsyncGenerator[bytes, None]:
-    """Previews, as many as are wanted, then the pictures, or why there are none."""
+async def _watched(request: AnyRequest, records: list[JobRecord], partials: int) -> AsyncGenerator[bytes, None]:
+    """Of one job after the other previews, as many as are wanted, then the pictures; or why there are none."""
+    until = asyncio.get_running_loop().time() + _WAIT_S
     try:
-        async with aclosing(_looks(request, record, partials)) as events:
-            async for event in events:
-                yield event
+        for record in records:
+            async with aclosing(_looks(request, record, records, partials, until)) as events:
+                async for event in events:
+                    yield event
     except Exception as error:
         # Whatever it is: the answer has begun, and what goes wrong can be said in it alone.
         yield b"event: error\ndata: %s\n\n" % shaped(problem_of(request, error)).content
 
 
-async def _looks(request: AnyRequest, record: JobRecord, partials: int) -> AsyncGenerator[bytes, None]:
+async def _looks(
+    request: AnyRequest, record: JobRecord, records: list[JobRecord], partials: int, until: float
+) -> AsyncGenerator[bytes, None]:
     gateway, job, seen = gateway_of(request), record.id, 0
     live, now = gateway.live, asyncio.get_running_loop().time
-    until = now() + _WAIT_S
     while record.state not in TERMINAL and now() < until:
         async with aclosing(live.streams.events(job, lambda: live.now(job), _NONE, caller_of(request))) as events:
             while chunk := await _next(events, until):
@@ -237,7 +195,7 @@ async def _looks(request: AnyRequest, record: JobRecord, partials: int) -> Async
                     yield HEARTBEAT
         check_goes_on(gateway, job)
         record = (await live.find(job, record.tenant)).record
-    async for event in _events(gateway, _succeeded(record)):
+    async for event in _events(gateway, [await _whole(gateway, record, records)]):
         yield event
 
 
@@ -260,15 +218,17 @@ def _partial(record: JobRecord, seen: PreviewView, index: int) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
 
 
-async def _events(gateway: Gateway, record: JobRecord) -> AsyncGenerator[bytes, None]:
-    view = gateway.live.view(record)
-    for index in range(len(record.outputs)):
-        event = ImageCompleted(
-            b64_json=await _base64(gateway, record, index),
-            created_at=int(ended_at(view) or record.created_at),
-            size=view.request.size,
-        )
-        yield b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
+async def _events(gateway: Gateway, records: list[JobRecord]) -> AsyncGenerator[bytes, None]:
+    for record in records:
+        view = gateway.live.view(record)
+        for index, output in enumerate(record.outputs):
+            event = ImageCompleted(
+                b64_json=await _base64(gateway, record, index),
+                created_at=int(ended_at(view) or record.created_at),
+                size=view.request.size,
+                output_format=format_of(output),
+            )
+            yield b"event: %s\ndata: %s\n\n" % (event.type.encode(), msgspec.json.encode(event))
 
 
 HANDLERS = [generate]
