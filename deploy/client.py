@@ -124,6 +124,11 @@ class JobPage(Struct, frozen=True):
     next: str | None = None
 
 
+class _Page(Struct, frozen=True):
+    data: tuple[msgspec.Raw, ...]
+    next: str | None = None
+
+
 class Transition(Struct, frozen=True):
     """A change of a job's state, from its stream."""
 
@@ -237,6 +242,17 @@ class Gateway:
     def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         """The same of GET."""
         return self._get(quote(path), query)
+
+    def pages(self, path: str, query: Mapping[str, str]) -> list[msgspec.Raw]:
+        """All that is in a list, page by page."""
+        found: list[msgspec.Raw] = []
+        asked = dict(query)
+        while True:
+            page = msgspec.json.decode(self.get(path, asked), type=_Page)
+            found += page.data
+            if page.next is None:
+                return found
+            asked["after"] = page.next
 
     def put(self, path: str, body: Mapping[str, object]) -> bytes:
         """The same of PUT."""

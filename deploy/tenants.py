@@ -51,11 +51,6 @@ class UsageShown(Struct, frozen=True):
     complete: bool = True
 
 
-class _Usage(Struct, frozen=True):
-    data: tuple[msgspec.Raw, ...]
-    next: str | None = None
-
-
 def _limit(text: str) -> Parameter:
     return Parameter(help=f"{text}; `none`: as the settings say.")
 
@@ -117,14 +112,8 @@ def usage(
 ) -> int:
     """Show what a tenant has used and has: device-seconds, jobs by state, bytes kept."""
     query = {"tenant": "*"} if all_tenants else {"tenant": tenant} if tenant is not None else {}
-    views: list[msgspec.Raw] = []
     with gateway_at(url) as there:
-        while True:
-            page = msgspec.json.decode(there.get("/v1/usage", query), type=_Usage)
-            views += page.data
-            if page.next is None:
-                break
-            query["after"] = page.next
+        views = there.pages("/v1/usage", query)
     if json:
         print_json(msgspec.json.encode({"data": views}))
         return OK

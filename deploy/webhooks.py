@@ -31,11 +31,6 @@ class Row(Struct, frozen=True):
     next_try_in_s: float | None = None
 
 
-class _Page(Struct, frozen=True):
-    data: tuple[msgspec.Raw, ...]
-    next: str | None = None
-
-
 class _Replayed(Struct, frozen=True):
     replayed: int
     all: bool
@@ -62,14 +57,8 @@ def show_all(
     """Show the webhooks that are owed or were given up. A delivered one is seen at its job."""
     asked = {"state": state, "receiver": receiver, "tenant": "*" if all_tenants else tenant}
     query = {name: value for name, value in asked.items() if value is not None}
-    rows: list[msgspec.Raw] = []
     with gateway_at(url) as there:
-        while True:
-            page = msgspec.json.decode(there.get("/v1/webhooks/deliveries", query), type=_Page)
-            rows += page.data
-            if page.next is None:
-                break
-            query["after"] = page.next
+        rows = there.pages("/v1/webhooks/deliveries", query)
     if json:
         print_json(msgspec.json.encode({"data": rows}))
         return OK

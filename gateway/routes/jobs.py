@@ -17,6 +17,7 @@ from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
 from gateway.problems import bus_down, invalid
 from gateway.routes.early import job_form
+from gateway.routes.queries import check_names, number
 from gateway.schema.jobs import JobList
 from gateway.schema.requests import PatchBody, SubmitBody
 from gateway.submit import FILES, SEVERAL
@@ -85,14 +86,12 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
     """Jobs, newest first."""
     gateway = gateway_of(request)
     query = request.query_params
-    for name in query:
-        if name not in _LIST_PARAMETERS:
-            raise invalid(name, f"not a parameter; there are {', '.join(sorted(_LIST_PARAMETERS))}")
+    check_names(request, _LIST_PARAMETERS)
     states = frozenset(word for given in query.getall("state", []) for word in given.split(",") if word)
     for state in states:
         if state not in set(State):
             raise invalid("state", f"{state[:40]!r} is none of {', '.join(State)}")
-    limit = _limit(query.get("limit"))
+    limit = number(request, "limit", 1, _MAX_PAGE) or _DEFAULT_PAGE
     after = from_cursor(query["after"]) if "after" in query else None
     if not gateway.live.caught_up:
         raise bus_down()
@@ -102,14 +101,6 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
     await gateway.live.deliveries.learn(records)
     views = tuple(gateway.live.view(record) for record in records)
     return answer(JobList(data=views, next=None if last is None else cursor(last), complete=complete))
-
-
-def _limit(given: str | None) -> int:
-    if given is None:
-        return _DEFAULT_PAGE
-    if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= _MAX_PAGE):
-        raise invalid("limit", f"must be from 1 to {_MAX_PAGE}")
-    return int(given)
 
 
 @post("/v1/jobs/{job_id:str}/cancel")

@@ -12,10 +12,10 @@ from litestar.response import Response
 from gateway import ids
 from gateway.audit import note
 from gateway.auth import Role, caller_of, require, tenant_of
-from gateway.names import TENANT
 from gateway.openapi_writer import TEXT, Event, Operation, query
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
 from gateway.problems import Problem, bus_down, invalid
+from gateway.routes.queries import ALL, check_names, number, tenant_asked
 from gateway.schema.jobs import WebhookView
 from gateway.uploads import read_json
 from gateway.webhooks.book import Known
@@ -32,8 +32,6 @@ _STATES = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{32}")
 _NO_STORE = {"Cache-Control": "no-store"}
-#: In place of a tenant's name: all of them.
-ALL = "*"
 
 
 @get("/v1/webhooks/secret")
@@ -67,14 +65,8 @@ def _secret(gateway: Gateway, tenant: str) -> Response[bytes]:
 async def deliveries(request: AnyRequest) -> Response[bytes]:
     """The caller's own tenant's; an operator may name another, or ``*`` for all."""
     gateway, given = gateway_of(request), request.query_params
-    for name in given:
-        if name not in _PARAMETERS:
-            raise invalid(name, f"not a parameter; there are {', '.join(sorted(_PARAMETERS))}")
-    tenant = given.get("tenant", tenant_of(request))
-    if tenant != tenant_of(request):
-        require(request, Role.OPERATOR)
-    if tenant != ALL and not TENANT.fullmatch(tenant):
-        raise invalid("tenant", "must be 1 to 64 letters, digits, dashes or underscores, or * for all")
+    check_names(request, _PARAMETERS)
+    tenant = tenant_asked(request, Role.OPERATOR)
     state = given.get("state")
     if state is not None and state not in _STATES:
         raise invalid("state", f"must be {' or '.join(_STATES)}")
@@ -82,7 +74,7 @@ async def deliveries(request: AnyRequest) -> Response[bytes]:
     if after is not None and not _CURSOR.fullmatch(after):
         raise invalid("after", "must be `next` of the page before")
     receiver = _receiver(given["receiver"]) if "receiver" in given else None
-    limit = _limit(given.get("limit"))
+    limit = number(request, "limit", 1, _MAX_PAGE) or _DEFAULT_PAGE
     if not gateway.live.caught_up:
         raise bus_down()
 
@@ -134,14 +126,6 @@ def _receiver(url: str) -> str:
     except guarded_http.Refused as error:
         raise invalid("receiver", str(error)) from error
     return receiver_of(url)
-
-
-def _limit(given: str | None) -> int:
-    if given is None:
-        return _DEFAULT_PAGE
-    if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= _MAX_PAGE):
-        raise invalid("limit", f"must be from 1 to {_MAX_PAGE}")
-    return int(given)
 
 
 def _view(gateway: Gateway, known: Known) -> DeliveryView:

@@ -35,6 +35,7 @@ from gateway.prefer import waited
 from gateway.problems import Problem, invalid, not_found
 from gateway.routes.early import job_form, sent_again
 from gateway.routes.outputs import served
+from gateway.routes.queries import number
 from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, Upload, content_type, read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
@@ -42,7 +43,7 @@ from shared.pictures import Variant
 
 #: A job that is being deleted while it runs is waited for so long.
 _STOPPING_S = 30.0
-_MOST_LISTED = 100
+_LISTED, _MOST_LISTED = 20, 100
 #: What may come as a file: ``input_reference`` is OpenAI's word for the picture.
 _FILES = frozenset({"input_reference", *FILES})
 
@@ -111,23 +112,22 @@ async def show_all(request: AnyRequest) -> Response[bytes]:
     """A page of the caller's videos."""
     gateway, tenant = gateway_of(request), tenant_of(request)
     query = request.query_params
-    order, limit = query.get("order", "desc"), query.get("limit", "20")
+    order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise invalid("order", "must be asc or desc")
-    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _MOST_LISTED):
-        raise invalid("limit", f"must be from 1 to {_MOST_LISTED}")
+    limit = number(request, "limit", 1, _MOST_LISTED) or _LISTED
     after = None
     if query.get("after"):
         last = await _video(gateway, request, query["after"])
         after = Place(last.created_at, last.id)
     found: list[JobRecord] = []
     filters = Filters(ascending=order == "asc")
-    while len(found) <= int(limit):
-        page, after = await lists.page(gateway.live, tenant, filters, after, int(limit) + 1)
+    while len(found) <= limit:
+        page, after = await lists.page(gateway.live, tenant, filters, after, limit + 1)
         found += [record for record in page if record.request.task != Task.TEXT_TO_IMAGE]
         if after is None:
             break
-    shown = found[: int(limit)]
+    shown = found[:limit]
     retain_s = gateway.settings.retain_days * 86400
     videos = tuple(video_of(gateway.live.view(record), retain_s) for record in shown)
     return answer(
