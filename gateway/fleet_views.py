@@ -1,4 +1,4 @@
-"""From leases and cards to what the API shows of the fleet: workers and models (jobs are in ``gateway.views``). Pure."""
+"""From leases and cards to what the API shows of workers and models; of jobs: ``gateway.views``. Pure."""
 
 from __future__ import annotations
 
