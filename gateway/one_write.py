@@ -32,6 +32,7 @@ class OneWrite:
         self._loop = loop
         self._unsent: list[bytes] = []
         self._size = 0
+        self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

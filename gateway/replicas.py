@@ -43,6 +43,8 @@ class Replicas:
 
     def count(self) -> int:
         """This one, and the others that are there."""
+        if not self._others:
+            return 1
         contact, now = self._bus.contact_s(), self._clock.monotonic()
         return 1 + sum(min(now - at, contact) < LEASE_S for at in self._others.values())
 

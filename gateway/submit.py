@@ -52,7 +52,7 @@ FILES = {field: kind.allowed for field, kind in KINDS.items()}
 SEVERAL = {"references": MAX_REFERENCES}
 _SINGLE = tuple(field for field in FILES if field not in SEVERAL)
 #: The other fields of a request.
-_WORDS = tuple(field for field in SubmitBody.__struct_fields__ if field not in FILES)
+_WORDS = tuple(sorted(field for field in SubmitBody.__struct_fields__ if field not in FILES))
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
 MAX_RECORD = JOBS.max_value - 24 * 1024
 #: How long an unanswered create is looked for before the client is told that nobody knows.
@@ -431,8 +431,7 @@ def aliases(text: str) -> dict[str, str]:
 
 def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, str | None]]:
     """Every file that the request has: its name, and where the body says that it is."""
-    said = [(field, getattr(body, field)) for field in _SINGLE]
-    sources = [(field, source) for field, source in said if source is not None or field in uploads]
+    sources = [(field, source) for field in _SINGLE if (source := getattr(body, field)) is not None or field in uploads]
     for field in SEVERAL:
         sent, named = [name for name in uploads if name.startswith(f"{field}.")], getattr(body, field)
         if sent and named:

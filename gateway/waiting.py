@@ -287,7 +287,8 @@ class Waiting:
         now, model = self._clock.monotonic(), record.request.model
         lease = self._fleet.lease(record.worker) if record.worker is not None else None
         kind = None if lease is None else kind_of(lease)
-        self._estimates.seen(record, now - self._waited_s(record.id), kind)
+        running = record.state is not State.QUEUED
+        self._estimates.seen(record, now - self._waited_s(record.id) if running else now, kind)
         guess = self._guesses.get(record.id)
         if record.state is State.QUEUED:
             if guess is None and now - self._sampled >= _SAMPLE_EVERY_S:

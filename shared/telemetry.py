@@ -53,9 +53,8 @@ def configure(service: str, settings: Settings) -> None:
         event["timestamp"] = _now()
         return event
 
-    as_json = structlog.processors.JSONRenderer(serializer=_line)
     structlog.configure(
-        processors=[complete, _tracebacks, as_json],
+        processors=[complete, _tracebacks, _as_line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
@@ -64,7 +63,7 @@ def configure(service: str, settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_library, complete, _tracebacks, _without_messages],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, as_json],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _as_line],
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
@@ -150,7 +149,7 @@ def close() -> None:
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
-def _line(event: structlog.typing.EventDict, **_: object) -> str:
+def _as_line(_: object, __: str, event: structlog.typing.EventDict) -> str:
     """The event as JSON, without secrets."""
     line = _json(event)
     # Most lines have none of these anywhere, and are looked at no further.

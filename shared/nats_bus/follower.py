@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncIterator
 from typing import Protocol
@@ -36,7 +37,7 @@ _PAUSES_S = (0.02, 0.1, 0.3, 1.0)
 _NS = 1_000_000_000
 
 #: Headers that make a message a marker; the last is of newer servers, for what has expired.
-_MARKERS = (b"KV-Operation: DEL", b"KV-Operation: PURGE", b"Nats-Marker-Reason:")
+_MARKER = re.compile(rb"KV-Operation: (DEL|PURGE)|Nats-Marker-Reason:")
 
 
 class _Consumer(Answer, kw_only=True):
@@ -74,7 +75,7 @@ class Live(Protocol):
 
 def is_marker(head: bytes) -> bool:
     """Whether a message with this head is a deletion marker."""
-    return head != b"" and any(marker in head for marker in _MARKERS)
+    return head != b"" and _MARKER.search(head) is not None
 
 
 async def follow(bus: Live, bucket: str, keys: str, after: int | None) -> AsyncIterator[Batch]:
