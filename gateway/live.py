@@ -178,8 +178,9 @@ class Live:
             for job in list(self._jobs):
                 self._forget(job)
             self._departed.clear()
+        if batch.entries:  # they came at the same moment, and the last was written last
+            self.broker_clock.saw(batch.entries[-1].timestamp)
         for entry in batch.entries:
-            self.broker_clock.saw(entry.timestamp)
             self.take(entry)
         if batch.reset:
             for job, feed in list(self.streams.feeds.items()):

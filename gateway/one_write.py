@@ -66,6 +66,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     _heading = True  #: whether a request's head is owed
     _late = False  #: whether it was when it was looked for last
     _look: asyncio.TimerHandle | None = None
+    _idle_since: float | None = None  #: when the last answer was complete, if nothing has come since
     _beyond = False  #: whether there were as many connections as there may be when this one came, and still are
 
     def __init__(
@@ -84,8 +85,9 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._look = self.loop.call_later(HEAD_S, self._look_for_a_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self.timeout_keep_alive_task):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,6 +114,36 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._unread = 0
         self.scope["state"][ARRIVED] = True
         super().on_message_complete()
+
+    # One timer for as many answers as come before it is due, where uvicorn sets and cancels one for each.
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._close_if_idle_in(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._close_if_idle_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _close_if_idle_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _is_crowded(self, most: int) -> bool:
         self._beyond = self._beyond and len(self.connections) > most
