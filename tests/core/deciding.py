@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from scheduler.commands import Command, Move, SendAssign, ToAssigned, WriteRecord
+from scheduler.commands import Command, Move, SendAssign, ToAssigned, ToQueued, WriteRecord
 from scheduler.decide import decide
 from scheduler.events import CaughtUp, Event, JobSeen, LeaseSeen, Stream, Summary, Tick, Wish, WriteWon
 from scheduler.invariants import check
 from scheduler.policy import Times
 from scheduler.state import CoreState
-from shared.messages import Held, Layout, Parallel, State, WorkerLease, WorkerState
+from shared.messages import Held, Layout, Parallel, Result, State, Succeeded, WorkerLease, WorkerState
+
+LOST = ToQueued(reason="worker_lost", message="the worker was lost")
 
 
 class Core:
@@ -113,3 +115,20 @@ def holds(*held: tuple[str, int]) -> tuple[Held, ...]:
 def moves(commands: list[Command]) -> list[tuple[str, int, Move]]:
     """The writes among them, whenever they were decided."""
     return [(command.job, command.revision, command.move) for command in commands if isinstance(command, WriteRecord)]
+
+
+def result(name: str = "j", epoch: int = 1, worker: str = "w1") -> Result:
+    return Result(job=name, epoch=epoch, worker=worker, incarnation=f"{worker}-a", outcome=Succeeded(outputs=()))
+
+
+def running(core: Core, name: str = "j") -> None:
+    """That job runs at w1, and w1 says so."""
+    core.lease(held=holds((name, 1)))
+    assert core.seen(job(name, revision=3, state=State.RUNNING)) == []
+
+
+def assigned(core: Core) -> None:
+    """The job was given to w1 by this core, whose request is under way."""
+    core.lease()
+    assert core.seen(job()) == [write("j", to("w1"))]
+    assert core.won(job(revision=2, state=State.ASSIGNED)) == [send("j", 2, decided=core.now)]

@@ -1,4 +1,4 @@
-"""Looking at jobs, listing them, changing them, fetching what they made; through one gateway or two."""
+"""Looking at jobs, listing them, and what is said of the queue; through one gateway or two."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from shared import lifecycle
-from shared.messages import CancelOrder, Held, JobRecord, Layout, State, WorkerState, decode, encode
-from shared.topology import JOBS, ORDERS, cancel_key, nudge_subject
+from shared.messages import Held, Layout, WorkerState, encode
+from shared.topology import JOBS
 from tests.support.clock import settle
 from tests.support.gateway import CARD, Fleet, GatewayUnderTest, gateway
 from tests.support.memory_bus import MemoryBroker
@@ -42,7 +42,7 @@ def is_problem(answer: httpx.Response, status: int) -> bool:
     return answer.status_code == status and answer.headers["content-type"] == "application/problem+json"
 
 
-# --- looking --------------------------------------------------------------------------------------------------------
+# --- looking ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_of_another_gateway_is_read_at_once(
@@ -116,7 +116,7 @@ async def test_times_come_from_the_record(gw: GatewayUnderTest, fleet: Fleet) ->
     assert (view["waited_s"], view["ran_s"]) == (2.5, 1.5)
 
 
-# --- listing ----------------------------------------------------------------------------------------------------------
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 async def ids_of(client: httpx.AsyncClient, query: str) -> list[str]:
@@ -191,7 +191,7 @@ async def test_a_list_waits_for_the_first_reading(broker: MemoryBroker, tmp_path
         assert (await gw.client.get("/v1/jobs")).json() == {"data": [], "next": None}
 
 
-# --- the queue --------------------------------------------------------------------------------------------------------
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 
 async def test_places_follow_priority_and_age(gw: GatewayUnderTest, fleet: Fleet) -> None:
@@ -298,258 +298,3 @@ async def test_a_silent_worker_is_lost_then_forgotten_but_not_by_a_broker_restar
     assert await states() == ["lost"]
     await gw.clock.advance(60)
     assert await states() == []
-
-
-# --- cancel -----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_queued_job_is_cancelled_at_once(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = (await gw.submit())["id"]
-    await gw.clock.advance(3)
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
-    record = await fleet.record(job)
-    assert record.state is State.CANCELLED
-    assert record.transitions[-1].by.startswith("gateway-")
-
-
-async def test_a_cancel_says_how_old_the_job_was_by_the_brokers_clock(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = (await gw.submit())["id"]
-    await gw.clock.advance(3)
-    await fleet.lease()  # news from the broker
-    await gw.clock.advance(2)
-    gw.clock.jump_wall(1000)
-    await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (await fleet.record(job)).transitions[-1].age_s == pytest.approx(5.0)
-
-
-async def test_a_running_job_is_ordered_to_stop(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    nudges: list[bytes] = []
-
-    async def nudged(payload: bytes) -> None:
-        nudges.append(payload)
-
-    await fleet.bus.subscribe(nudge_subject("w1", "w1-1"), nudged)
-    job = str((await gw.submit())["id"])
-    await fleet.run(job)
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
-    order = await fleet.bus.bucket(ORDERS.name).get(cancel_key("w1", "w1-1", job, 1))
-    assert order is not None
-    assert order.value is not None
-    assert decode(order.value, CancelOrder) == CancelOrder(job=job, epoch=1)
-    await settle()
-    assert len(nudges) == 1
-    again = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (again.status_code, again.json()["state"]) == (202, "cancelling")
-    assert len((await fleet.record(job)).transitions) == 4, "nothing was written twice"
-
-
-async def test_an_assigned_jobs_worker_is_told_too(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    await fleet.assign(job)
-    assert (await gw.client.post(f"/v1/jobs/{job}/cancel")).json()["state"] == "cancelled"
-    assert await fleet.bus.bucket(ORDERS.name).get(cancel_key("w1", "w1-1", job, 1)) is not None
-
-
-async def test_an_ended_job_stays_as_it_is(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = (await gw.submit())["id"]
-    await fleet.complete(job)
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
-
-
-async def test_a_cancel_that_loses_a_race_reads_again(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    gw.broker.cut("gateway")  # it misses the assignment
-    await fleet.assign(job)
-    gw.broker.mend("gateway")
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert answer.json()["state"] == "cancelled"
-    assert [entry.state for entry in (await fleet.record(job)).transitions] == ["queued", "assigned", "cancelled"]
-
-
-async def test_a_cancel_whose_answer_is_lost_knows_that_it_won(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    """Row 38 of the faults."""
-    job = str((await gw.submit())["id"])
-    await fleet.run(job)
-    gw.broker.lose_answer(JOBS.name, job)
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
-    assert await fleet.bus.bucket(ORDERS.name).get(cancel_key("w1", "w1-1", job, 1)) is not None
-    assert len((await fleet.record(job)).transitions) == 4
-
-
-async def test_a_cancel_that_did_not_happen_is_tried_again(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    gw.broker.refuse(JOBS.name, job)
-    assert (await gw.client.post(f"/v1/jobs/{job}/cancel")).json()["state"] == "cancelled"
-    gw.broker.stop()
-    other = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert (other.status_code, other.json()["state"]) == (200, "cancelled"), "nothing needs to be written"
-
-
-async def test_a_cancel_while_the_bus_is_down_is_503(gw: GatewayUnderTest) -> None:
-    job = str((await gw.submit())["id"])
-    gw.broker.stop()
-    answer = await gw.client.post(f"/v1/jobs/{job}/cancel")
-    assert is_problem(answer, 503)
-    assert answer.json()["id"] == job
-
-
-async def test_an_order_that_is_lost_is_written_again_by_the_next_cancel(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    await fleet.run(job)
-    gw.broker.refuse(ORDERS.name)
-    assert is_problem(await gw.client.post(f"/v1/jobs/{job}/cancel"), 503)
-    assert (await gw.client.post(f"/v1/jobs/{job}/cancel")).status_code == 202
-    assert await fleet.bus.bucket(ORDERS.name).get(cancel_key("w1", "w1-1", job, 1)) is not None
-
-
-# --- priority, delete -------------------------------------------------------------------------------------------------
-
-
-async def test_only_a_queued_job_changes_its_priority(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = (await gw.submit())["id"]
-    answer = await gw.client.patch(f"/v1/jobs/{job}", json={"priority": 9})
-    assert (answer.status_code, answer.json()["priority"]) == (200, 9)
-    assert (await fleet.record(job)).priority == 9
-    await fleet.assign(job)
-    assert is_problem(await gw.client.patch(f"/v1/jobs/{job}", json={"priority": 1}), 409)
-    for body in ({}, {"priority": 10}, {"priority": 1, "model": "x"}):
-        assert is_problem(await gw.client.patch(f"/v1/jobs/{job}", json=body), 422)
-
-
-async def test_an_open_job_is_not_deleted(gw: GatewayUnderTest) -> None:
-    job = (await gw.submit())["id"]
-    answer = await gw.client.delete(f"/v1/jobs/{job}")
-    assert is_problem(answer, 409)
-    assert (await gw.view(str(job)))["state"] == "queued"
-
-
-async def test_an_end_that_a_gateway_has_not_heard_of_is_an_end_all_the_same(
-    gw: GatewayUnderTest, other: GatewayUnderTest, fleet: Fleet
-) -> None:
-    """A client saw it at another gateway."""
-    for method, path, status in (("POST", "/retry", 202), ("DELETE", "", 204)):
-        job = str((await gw.submit())["id"])
-        assert (await other.view(job))["state"] == "queued"
-        other.broker.cut("other")
-        await fleet.complete(job)
-        other.broker.mend("other")
-        assert (await other.client.request(method, f"/v1/jobs/{job}{path}")).status_code == status
-
-
-async def test_a_deleted_job_is_gone_everywhere(gw: GatewayUnderTest, other: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    record = await fleet.complete(job)
-    answer = await gw.client.delete(f"/v1/jobs/{job}")
-    assert (answer.status_code, answer.content) == (204, b"")
-    await settle()
-    for client in (gw.client, other.client):
-        for method, path in (
-            ("GET", ""),
-            ("GET", "/events"),
-            ("GET", "/outputs/0"),
-            ("POST", "/cancel"),
-            ("DELETE", ""),
-        ):
-            assert is_problem(await client.request(method, f"/v1/jobs/{job}{path}"), 410), path
-        assert await ids_of(client, "") == []
-    assert [stored async for stored in gw.artifacts.list(record.id)] == []
-
-
-async def test_a_delete_by_a_gateway_that_starts_later_is_known(
-    gw: GatewayUnderTest, fleet: Fleet, tmp_path: Path
-) -> None:
-    job = str((await gw.submit())["id"])
-    await fleet.complete(job)
-    await gw.client.delete(f"/v1/jobs/{job}")
-    async with gateway(gw.broker, tmp_path / "artifacts", name="later") as later:
-        assert is_problem(await later.client.get(f"/v1/jobs/{job}"), 410)
-
-
-async def test_a_delete_whose_answer_is_lost_is_done(gw: GatewayUnderTest, fleet: Fleet) -> None:
-    job = str((await gw.submit())["id"])
-    await fleet.complete(job)
-    gw.broker.lose_answer(JOBS.name, job)
-    assert (await gw.client.delete(f"/v1/jobs/{job}")).status_code == 204
-    assert is_problem(await gw.client.get(f"/v1/jobs/{job}"), 410)
-
-
-# --- outputs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def made(gw: GatewayUnderTest, fleet: Fleet) -> JobRecord:
-    return await fleet.complete((await gw.submit())["id"], b"0123456789")
-
-
-async def test_an_output_is_fetched_whole(gw: GatewayUnderTest, made: JobRecord) -> None:
-    (output,) = (await gw.client.get(f"/v1/jobs/{made.id}")).json()["outputs"]
-    answer = await gw.client.get(output["url"])
-    assert (answer.status_code, answer.content) == (200, b"0123456789")
-    assert answer.headers["content-type"] == "video/mp4"
-    assert answer.headers["content-length"] == "10"
-    assert answer.headers["accept-ranges"] == "bytes"
-    assert answer.headers["etag"] == f'"{output["sha256"]}"'
-    assert answer.headers["content-disposition"] == f'inline; filename="{made.id}-0.mp4"'
-    saved = await gw.client.get(output["url"] + "?download=1", headers={"Accept": "application/binary"})
-    assert saved.headers["content-disposition"].startswith("attachment;")
-
-
-@pytest.mark.parametrize(
-    ("asked", "status", "content", "content_range"),
-    [
-        ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
-        ("bytes=7-", 206, b"789", "bytes 7-9/10"),
-        ("bytes=-2", 206, b"89", "bytes 8-9/10"),
-        ("bytes=0-999", 206, b"0123456789", "bytes 0-9/10"),
-        ("bytes=1-2,4-5", 200, b"0123456789", None),
-        ("nonsense", 200, b"0123456789", None),
-    ],
-)
-async def test_a_part_of_an_output(
-    gw: GatewayUnderTest, made: JobRecord, asked: str, status: int, content: bytes, content_range: str | None
-) -> None:
-    answer = await gw.client.get(f"/v1/jobs/{made.id}/outputs/0", headers={"Range": asked})
-    assert (answer.status_code, answer.content) == (status, content)
-    assert answer.headers.get("content-range") == content_range
-    assert answer.headers["content-length"] == str(len(content))
-
-
-async def test_a_range_outside_the_output_is_416(gw: GatewayUnderTest, made: JobRecord) -> None:
-    answer = await gw.client.get(f"/v1/jobs/{made.id}/outputs/0", headers={"Range": "bytes=10-"})
-    assert is_problem(answer, 416)
-    assert answer.headers["content-range"] == "bytes */10"
-
-
-async def test_validators(gw: GatewayUnderTest, made: JobRecord) -> None:
-    path = f"/v1/jobs/{made.id}/outputs/0"
-    etag = (await gw.client.get(path)).headers["etag"]
-    unchanged = await gw.client.get(path, headers={"If-None-Match": f"W/{etag}"})
-    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
-    same = await gw.client.get(path, headers={"Range": "bytes=0-1", "If-Range": etag})
-    assert (same.status_code, same.content) == (206, b"01")
-    stale = await gw.client.get(path, headers={"Range": "bytes=0-1", "If-Range": '"old"'})
-    assert (stale.status_code, stale.content) == (200, b"0123456789")
-    head = await gw.client.head(path)
-    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "10")
-    assert head.headers["content-type"] == "video/mp4"
-
-
-@pytest.mark.parametrize("number", ["1", "-1", "x", "00000", "1e3", "٠", "%00", "0.0"])
-async def test_an_output_that_does_not_exist_is_404(gw: GatewayUnderTest, made: JobRecord, number: str) -> None:
-    assert is_problem(await gw.client.get(f"/v1/jobs/{made.id}/outputs/{number}"), 404)
-
-
-async def test_a_job_without_outputs_yet(gw: GatewayUnderTest) -> None:
-    job = (await gw.submit())["id"]
-    answer = await gw.client.get(f"/v1/jobs/{job}/outputs/0")
-    assert is_problem(answer, 404)
-    assert "the job is queued" in answer.json()["detail"]
-
-
-async def test_an_output_that_was_swept_is_404(gw: GatewayUnderTest, made: JobRecord) -> None:
-    await gw.artifacts.delete_prefix(made.id)
-    assert is_problem(await gw.client.get(f"/v1/jobs/{made.id}/outputs/0"), 404)
