@@ -10,15 +10,15 @@ import asyncio
 from contextlib import ExitStack
 
 import msgspec
-from litestar import Litestar, Request
+from litestar import Litestar
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from gateway import ids, problems
+from gateway import ids
 from gateway.auth import caller_in
 from gateway.identity import Identity
 from gateway.metrics import Metrics
-from gateway.parts import AnyRequest, Gateway, encoded
-from gateway.problems import Problem
+from gateway.parts import Gateway, encoded
+from gateway.problems import HANDLERS, Problem, answered
 from gateway.routes.jobs import submit
 from gateway.schema.requests import SubmitBody
 from gateway.uploads import ARRIVED, decode_json, too_slow
@@ -54,7 +54,7 @@ def quick_submits(framework: ASGIApp, app: Litestar, gateway: Gateway, identity:
         )
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
-    inside = metrics.middleware(_answered(identity.middleware(take)))
+    inside = metrics.middleware(answered(identity.middleware(take), HANDLERS))
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("path") == _PATH and scope.get("method") == "POST" and _plain(scope, limit):
@@ -103,17 +103,3 @@ async def _read(receive: Receive) -> bytes:
         parts.append(message["body"])
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _answered(app: ASGIApp) -> ASGIApp:
-    """Errors as the framework would have them answered."""
-
-    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await app(scope, receive, send)
-        except Exception as error:
-            request: AnyRequest = Request(scope, receive, send)
-            response = problems.response(problems.problem_of(request, error))
-            await response.to_asgi_response(app=None, request=request)(scope, receive, send)
-
-    return answered

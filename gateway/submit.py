@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import re
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from gateway import ids
 from gateway.admission import Admission
+from gateway.given import FILES, GivenFiles
 from gateway.index import Filters
 from gateway.intake import InputFiles
 from gateway.live import Live
@@ -28,30 +27,23 @@ from gateway.moderation import judged
 from gateway.nearest import adapted
 from gateway.problems import Problem, bus_down, invalid
 from gateway.resolve import UNANNOUNCED, resolve
-from gateway.schema.requests import MAX_REFERENCES, SubmitBody
-from gateway.uploads import Upload, from_data_uri, temporary
+from gateway.schema.requests import SubmitBody
+from gateway.uploads import Upload
 from gateway.webhooks.sending import Addresses
-from shared import guarded_http
 from shared.artifacts import Artifacts
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import ArtifactNotFound, BucketFull, BusUnavailable, InvalidRequest, KeyExists, SettingsError
-from shared.inputs import KINDS
 from shared.lifecycle import Stamp, born, is_own_write
 from shared.messages import TERMINAL, Input, JobRecord, ModelCard, Output, decode, encode
 from shared.moderation import Moderation
 from shared.settings import Settings
 from shared.telemetry import about, log
-from shared.topology import JOBS, input_key
+from shared.topology import JOBS
 
 _LOG = log(__name__)
 
-#: The fields that are files, and what each may be.
-FILES = {field: kind.allowed for field, kind in KINDS.items()}
-#: Of these, the fields that are several files, and how many at most: ``references.0``, ``references.1``, ….
-SEVERAL = {"references": MAX_REFERENCES}
-_SINGLE = tuple(field for field in FILES if field not in SEVERAL)
-#: The other fields of a request.
+#: The fields of a request that are no files.
 _WORDS = tuple(sorted(field for field in SubmitBody.__struct_fields__ if field not in FILES))
 #: A new record may be so large: what is left of the bucket's limit is for its transitions and outputs.
 MAX_RECORD = JOBS.max_value - 24 * 1024
@@ -61,8 +53,6 @@ _REREAD_S = 2.0
 _TWIN_S = 600.0
 _TWINS_LOOKED_AT = 500
 _SORTED = msgspec.json.Encoder(order="sorted")
-_FILE = re.compile(r"file:([0-9a-f]{64})")
-_OUTPUT = re.compile(r"job:([0-9a-f-]{32,36})/outputs/([0-9]{1,3})")
 
 
 class Submissions:
@@ -84,7 +74,6 @@ class Submissions:
         addresses: Addresses,
     ) -> None:
         self._bus = bus
-        self._artifacts = artifacts
         self._live = live
         self._admission = admission
         self._settings = settings
@@ -93,6 +82,7 @@ class Submissions:
         self._addresses = addresses
         self._aliases = aliases(settings.model_aliases)
         self.files = InputFiles(artifacts, settings, clock)
+        self._given = GivenFiles(self.files, artifacts, live)
         # Each line through the module's own would have a logger made for it.
         self._log = _LOG.bind()
         self._moderation = Moderation.of(settings)
@@ -131,7 +121,7 @@ class Submissions:
         """
         job = ids.derived(tenant, key) if key is not None else job or self.fresh()
         copies: dict[str, Output] = {}
-        inputs = await self._inputs(tenant, body, uploads, copies, stack)
+        inputs = await self._given.inputs(tenant, body, uploads, copies, stack)
         digest = _payload_hash(body, inputs)
         twin = self._twin(tenant, digest) if again and key is None else None
         if twin is not None:
@@ -163,7 +153,7 @@ class Submissions:
             for upload in uploads.values():
                 await self.files.store(tenant, upload)
             for field, output in copies.items():
-                await self._copy(tenant, output, field, stack)
+                await self._given.copy(tenant, output, field, stack)
             return await self._create(record, value, once=once)
 
     async def retry(self, job: str, tenant: str, key: str | None) -> JobRecord:
@@ -331,88 +321,6 @@ class Submissions:
             return name, replace(UNANNOUNCED, name=name)
         raise invalid("model", f"no such model; on offer: {', '.join(sorted(cards)) or 'none yet'}")
 
-    # --- inputs ------------------------------------------------------------------------------------------------------
-
-    async def _inputs(
-        self,
-        tenant: str,
-        body: SubmitBody,
-        uploads: dict[str, Upload],
-        copies: dict[str, Output],
-        stack: ExitStack,
-    ) -> dict[str, Input]:
-        """All input files by the names of ``JobRequest.inputs``. Data URIs join ``uploads``, and other jobs' outputs
-        ``copies``: both are stored later, when nothing refuses the job any more."""
-        inputs = {}
-        for field, source in _sources(body, uploads):
-            allowed = FILES[field.partition(".")[0]]
-            if source is not None and field not in uploads:
-                if source.startswith("data:"):
-                    uploads[field] = from_data_uri(source, field, stack)
-                elif match := _FILE.fullmatch(source):
-                    inputs[field] = await self._stored(tenant, match.group(1), field)
-                elif match := _OUTPUT.fullmatch(source):
-                    output = await self._output(tenant, match.group(1), int(match.group(2)), field)
-                    copies[field] = output
-                    inputs[field] = Input(
-                        key=input_key(tenant, output.sha256),
-                        media_type=output.media_type,
-                        size=output.size,
-                        sha256=output.sha256,
-                    )
-                elif source.startswith(("http://", "https://")):
-                    inputs[field] = _by_url(source, field)
-                else:
-                    raise invalid(field, "must be an http or https URL, a data URI, file:<id> or job:<id>/outputs/<n>")
-            upload = uploads.get(field)
-            if upload is not None:
-                inputs[field] = Input(
-                    key=input_key(tenant, upload.sha256),
-                    media_type=upload.media_type,
-                    size=upload.size,
-                    sha256=upload.sha256,
-                )
-            if field in inputs and not inputs[field].url and inputs[field].media_type not in allowed:
-                raise invalid(field, f"is {inputs[field].media_type}; must be {' or '.join(sorted(allowed))}")
-        return inputs
-
-    async def _stored(self, tenant: str, sha256: str, field: str) -> Input:
-        key = input_key(tenant, sha256)
-        found = await self.files.find(tenant, sha256)
-        if found is None:
-            raise invalid(field, "no such file")
-        try:
-            await self.files.touch(key)
-        except ArtifactNotFound:
-            raise invalid(field, "no such file") from None
-        return Input(key=key, media_type=found.media_type, size=found.size, sha256=sha256)
-
-    async def _output(self, tenant: str, job: str, index: int, field: str) -> Output:
-        """Another job's output."""
-        try:
-            record = (await self._live.find(ids.parse(job), tenant)).record
-        except Problem:
-            raise invalid(field, "no such job") from None
-        if index >= len(record.outputs):
-            raise invalid(field, f"the job has {len(record.outputs)} outputs")
-        return record.outputs[index]
-
-    async def _copy(self, tenant: str, output: Output, field: str, stack: ExitStack) -> None:
-        """Another job's output among the inputs, so that it outlives that job. It lies there under its hash, where
-        others may rely on it: so it is looked at before it is put there."""
-        file, digest = temporary(stack), hashlib.sha256()
-        try:
-            async for chunk in self._artifacts.read(output.key):
-                file.write(chunk)
-                digest.update(chunk)
-        except ArtifactNotFound:
-            raise invalid(field, "that output is no longer there") from None
-        if digest.hexdigest() != output.sha256:
-            _LOG.error("an output is not what its job made", key=output.key)
-            raise invalid(field, "that output is not what its job made")
-        file.flush()
-        await self._artifacts.put_file(input_key(tenant, output.sha256), Path(file.name))
-
 
 def aliases(text: str) -> dict[str, str]:
     """Names of models from the setting ``model_aliases``: ``sora-2=wan-demo, gpt-image-2=wan-demo``.
@@ -429,18 +337,6 @@ def aliases(text: str) -> dict[str, str]:
     return found
 
 
-def _sources(body: SubmitBody, uploads: dict[str, Upload]) -> list[tuple[str, str | None]]:
-    """Every file that the request has: its name, and where the body says that it is."""
-    sources = [(field, source) for field in _SINGLE if (source := getattr(body, field)) is not None or field in uploads]
-    for field in SEVERAL:
-        sent, named = [name for name in uploads if name.startswith(f"{field}.")], getattr(body, field)
-        if sent and named:
-            raise invalid(field, "sent both as files and as text")
-        sources += [(name, None) for name in sent]
-        sources += [(f"{field}.{index}", source) for index, source in enumerate(named)]
-    return sources
-
-
 def _written(record: JobRecord) -> bytes:
     """The record as it is written.
 
@@ -451,15 +347,6 @@ def _written(record: JobRecord) -> bytes:
     if len(value) > MAX_RECORD:
         raise Problem(422, f"the request is too long: prompts and metadata must fit into {MAX_RECORD} bytes")
     return value
-
-
-def _by_url(url: str, field: str) -> Input:
-    """An input that the worker will fetch; what lies there is not known before."""
-    try:
-        guarded_http.checked(url)
-    except guarded_http.Refused as error:
-        raise invalid(field, str(error)) from error
-    return Input(url=url)
 
 
 def _payload_hash(body: SubmitBody, inputs: dict[str, Input]) -> str:

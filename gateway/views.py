@@ -1,4 +1,4 @@
-"""From records to what the API shows. Pure."""
+"""From records to what the API shows of jobs; of workers and models: ``gateway.fleet_views``. Pure."""
 
 from __future__ import annotations
 
@@ -156,6 +156,7 @@ def request_view(record: JobRecord) -> RequestView:
         step_cache=step_cache_body(request.step_cache),
         loras=tuple(LoraBody(name=lora.name, weight=lora.weight) for lora in request.loras),
         output_format=request.output_format,
+        output_quality=request.output_quality,
         start_deadline_s=record.start_deadline_s,
         run_timeout_s=record.run_timeout_s,
         max_attempts=record.max_attempts,

@@ -12,6 +12,7 @@ from litestar.response import Response
 from gateway import ids, lists
 from gateway.auth import Role, require, tenant_of
 from gateway.forms import converted
+from gateway.given import FILES, SEVERAL
 from gateway.index import Filters, cursor, from_cursor
 from gateway.parts import AnyRequest, answer, gateway_of
 from gateway.prefer import waited
@@ -20,7 +21,6 @@ from gateway.routes.early import job_form
 from gateway.routes.queries import check_names, number
 from gateway.schema.jobs import JobList
 from gateway.schema.requests import PatchBody, SubmitBody
-from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, Upload, content_type, read_json
 from shared.messages import TERMINAL, JobRecord, State
 

@@ -51,6 +51,7 @@ class RequestView(Struct, frozen=True, kw_only=True):
     step_cache: StepCacheBody | None
     loras: tuple[LoraBody, ...]
     output_format: str
+    output_quality: int | None
     start_deadline_s: float | None
     run_timeout_s: float
     max_attempts: int

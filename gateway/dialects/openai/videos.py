@@ -28,6 +28,7 @@ from gateway.dialects.openai.video_words import (
 from gateway.dialects.words import naming
 from gateway.ends import ended
 from gateway.forms import converted
+from gateway.given import FILES, SEVERAL
 from gateway.index import Filters, Place
 from gateway.openapi_writer import FILE, Multipart, Operation, file_answers
 from gateway.parts import AnyRequest, Gateway, answer, gateway_of
@@ -36,7 +37,6 @@ from gateway.problems import Problem, invalid, not_found
 from gateway.routes.early import job_form, sent_again
 from gateway.routes.outputs import served
 from gateway.routes.queries import number
-from gateway.submit import FILES, SEVERAL
 from gateway.uploads import Form, Upload, content_type, read_json
 from shared.messages import TERMINAL, JobRecord, State, Task
 from shared.pictures import Variant
