@@ -94,6 +94,7 @@ async def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             app,
             http=OneWriteProtocol,
+            ws="none",
             lifespan="on",
             access_log=False,
             log_config=None,

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -154,8 +155,12 @@ def test_connections_and_bodies_have_their_bounds(nats_server: NatsServer, tmp_p
             while more := slow.recv(65536):
                 said += more
         assert said.startswith(b"HTTP/1.1 408 ")
-        with httpx.Client(base_url=running.url, timeout=BOUND_S) as second:
-            assert second.get("/healthz").status_code == 200
-            assert httpx.get(f"{running.url}/healthz", timeout=BOUND_S).status_code == 503
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=BOUND_S))
+            refused = httpx.get(f"{running.url}/version", timeout=BOUND_S)
+            assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+            assert refused.headers["retry-after"] == "2"
+            assert httpx.get(f"{running.url}/healthz", timeout=BOUND_S).status_code == 200
     finally:
         running.close()
