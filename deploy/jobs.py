@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from deploy.options import FAILED, LEFT, OK, JsonFlag, Output, Url, gateway_at, 
 from deploy.watch import duration, follow, show, words
 from shared.errors import SettingsError
 from shared.messages import State
+from shared.pictures import suffix_of
 
 _err = Console(stderr=True, highlight=False)
 
@@ -242,5 +242,5 @@ def _to_the_end(there: Gateway, job: str, output: Path | None, *, bar: bool, jso
 def _place(view: JobView, index: int, media_type: str, output: Path | None) -> Path:
     """Where the output of that index is saved: the first as asked, others beside it."""
     if output is None:
-        output = Path(view.id + (mimetypes.guess_extension(media_type) or ""))
+        output = Path(f"{view.id}.{suffix_of(media_type)}")
     return output if index == 0 else output.with_name(f"{output.stem}-{index}{output.suffix}")

@@ -101,10 +101,17 @@ def test_submit_and_wait_saves_the_result(
     assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]
 
 
-def test_without_a_name_the_result_is_named_after_the_job(gateway: ScriptedGateway, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("media_type", "suffix"), [("video/mp4", "mp4"), ("image/jpeg", "jpg"), ("image/webp", "webp")]
+)
+def test_without_a_name_the_result_is_named_after_the_job(
+    gateway: ScriptedGateway, tmp_path: Path, media_type: str, suffix: str
+) -> None:
     succeeding(gateway)
+    made = {**OUTPUT, "media_type": media_type}
+    gateway.answers[f"GET /v1/jobs/{JOB}"] = [view(**{**SUCCEEDED, "outputs": [made]})]
     assert cli.run(["submit", "--prompt", "x", "--wait"]) == options.OK
-    assert (tmp_path / f"{JOB}.mp4").read_bytes() == VIDEO
+    assert (tmp_path / f"{JOB}.{suffix}").read_bytes() == VIDEO
 
 
 def test_several_results_are_numbered(gateway: ScriptedGateway, tmp_path: Path) -> None:
