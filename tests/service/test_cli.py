@@ -109,7 +109,8 @@ def test_without_a_name_the_result_is_named_after_the_job(
 ) -> None:
     succeeding(gateway)
     made = {**OUTPUT, "media_type": media_type}
-    gateway.answers[f"GET /v1/jobs/{JOB}"] = [view(**{**SUCCEEDED, "outputs": [made]})]
+    gateway.answers[f"GET /v1/jobs/{JOB}"].clear()
+    gateway.on(f"GET /v1/jobs/{JOB}", view(**{**SUCCEEDED, "outputs": [made]}))
     assert cli.run(["submit", "--prompt", "x", "--wait"]) == options.OK
     assert (tmp_path / f"{JOB}.{suffix}").read_bytes() == VIDEO
 
