@@ -99,6 +99,8 @@ async def serve(settings: Settings) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            # Nothing is made of what a proxy forwards (see docs/security.md), so it is not looked for.
+            proxy_headers=False,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
         )
