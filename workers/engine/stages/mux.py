@@ -78,8 +78,8 @@ class Mp4Writer:
 
 
 class Output:
-    """The file of one output, a picture for a single frame and mp4 for more, and the small pictures of it; frames go in as
-    they are decoded.
+    """The file of one output, a picture for a single frame and mp4 for more, and the small pictures of it; frames go in
+    as they are decoded.
 
     Args:
         folder: to write into.
