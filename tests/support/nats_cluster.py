@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+from msgspec import Struct
+
 from deploy import nats_cluster
 from shared.settings import Settings
 from tests.support.leash import leashed
-from tests.support.nats_server import answers, free_port
+from tests.support.nats_server import answers, free_ports
 
 _START_S = 30.0
+#: A whole cluster takes some three seconds to agree on a leader. One in about forty counts two servers for good.
+_AGREE_S = 15.0
+_TRIES = 4
+
+
+class _Meta(Struct):
+    """Who decides where streams are put, as one server sees it."""
+
+    leader: str = ""
+    cluster_size: int = 0
+
+
+class _Jsz(Struct):
+    """JetStream's part of a server's monitoring."""
+
+    meta_cluster: _Meta | None = None
 
 
 class NatsCluster:
@@ -24,8 +45,9 @@ class NatsCluster:
         self.token = secrets.token_hex(16)
         self._folder = folder
         self._binary = binary
-        self._ports = [free_port() for _ in range(size)]
-        self._cluster_ports = tuple(free_port() for _ in range(size))
+        ports = free_ports(3 * size)
+        self._ports, self._watch_ports = ports[:size], ports[size : 2 * size]
+        self._cluster_ports = tuple(ports[2 * size :])
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def settings(self, *first: int) -> Settings:
@@ -49,6 +71,7 @@ class NatsCluster:
                 store_dir=folder / "store",
                 token=self.token,
             )
+            + f'http: "127.0.0.1:{self._watch_ports[number]}"\n'
         )
         self._processes[number] = subprocess.Popen(leashed(str(self._binary), "-c", str(config), "-l", str(log)))
         until = time.monotonic() + _START_S
@@ -64,13 +87,37 @@ class NatsCluster:
         process.wait()
 
     def __enter__(self) -> Self:
-        try:
-            for number in range(len(self._ports)):
-                self.start(number)
-        except BaseException:
+        """Start them all, until they count each other. Of a new cluster's servers the first two may elect a leader who
+        takes the third for one without JetStream; then no stream of three replicas finds its peers ("no suitable peers
+        for placement"), however long one waits, and the cluster has to be made again (seen with 2.10.27)."""
+        for _ in range(_TRIES):
+            try:
+                for number in range(len(self._ports)):
+                    self.start(number)
+                if self._agree():
+                    return self
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
             self.__exit__(None, None, None)
-            raise
-        return self
+            for number in range(len(self._ports)):
+                shutil.rmtree(self._folder / f"n{number}")
+        raise RuntimeError("the servers never counted each other")
+
+    def _agree(self) -> bool:
+        until = time.monotonic() + _AGREE_S
+        while time.monotonic() < until:
+            seen = [self._meta(number) for number in range(len(self._ports))]
+            if len({meta.leader for meta in seen}) == 1 and all(
+                meta.leader and meta.cluster_size == len(self._ports) for meta in seen
+            ):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _meta(self, number: int) -> _Meta:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._watch_ports[number]}/jsz", timeout=_START_S) as answer:
+            return msgspec.json.decode(answer.read(), type=_Jsz).meta_cluster or _Meta()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
