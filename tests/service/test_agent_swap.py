@@ -6,10 +6,11 @@ With a scripted rank 0 and made-up time, and at the end with the real dummy engi
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared.messages import (
@@ -244,8 +245,14 @@ DUMMY_LOAD_MS = "20"
 
 
 async def launched(scene: Scene, model: str) -> None:
-    """Wait for the process that is to have that model."""
-    await until(lambda: any(model in process.cmdline() for process in family(scene.name)), f"{model} is launched")
+    """Wait for the process that is to have that model; that of the model before may end while it is looked at."""
+
+    def has(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return model in process.cmdline()
+        return False
+
+    await until(lambda: any(has(process) for process in family(scene.name)), f"{model} is launched")
 
 
 async def test_real_processes_are_swapped_and_only_one_is_left(tmp_path: Path) -> None:
