@@ -30,7 +30,7 @@ pytestmark = pytest.mark.system
 
 BOUND_S = 60.0
 JOBS = 12
-#: A file's last page may have room for a short record though the disk has none: no record here fits into one (3 bytes a sign).
+#: A file's last page may have room for a short record though the disk has none. No record here fits into one.
 PAGE = resource.getpagesize()
 
 
@@ -51,7 +51,7 @@ class Client:
         self.accepted: dict[str, str] = {}
 
     def submit(self, key: str) -> httpx.Response:
-        body = {"prompt": key.ljust(PAGE // 3, "火"), "model": "dummy"}
+        body = {"prompt": key.ljust(PAGE // 3, "火"), "model": "dummy"}  # of three bytes each
         answer = self.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": key})
         if answer.status_code == 202:
             self.accepted[key] = answer.json()["id"]
