@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from deploy.history.check import Kind
 from shared import lifecycle, topology
 from shared.messages import JobRecord, encode
-from tests.core.test_history import STAMP, cancelled, failed_attempt, queued, running, succeeded
+from tests.core.histories import STAMP, cancelled, failed_attempt, queued, running, succeeded
 from tests.faults.clients import Clients, Stream, broken_by
 from tests.faults.plan import Job
 from tests.faults.witness import Witness
