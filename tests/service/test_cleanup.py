@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from shared.messages import CleanupAsked, encode
 from shared.settings import Settings
 from shared.topology import CLEANUP, CLEANUP_ASKED, CLEANUP_DONE, input_key
-from tests.service.test_archive import ARCHIVED_S, SHORT, House, housed, scheduling
+from tests.support.archive_house import ARCHIVED_S, SHORT, House, housed, scheduling
 from tests.support.clock import settle
 from tests.support.gateway import BOUND_S, gateway
 from tests.support.memory_bus import MemoryBroker

@@ -14,7 +14,7 @@ from deploy.history.reading import read
 from shared import lifecycle, topology
 from shared.artifacts import Artifacts, open_store
 from shared.messages import JobRecord, Reason, State, encode
-from tests.core import test_history as lives
+from tests.core import histories as lives
 from tests.support.clock import FakeClock
 from tests.support.memory_bus import MemoryBroker
 

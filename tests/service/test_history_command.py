@@ -16,7 +16,7 @@ from shared.artifacts import open_store
 from shared.messages import JobRecord, encode
 from shared.nats_bus import connect
 from shared.settings import Settings
-from tests.core.test_history import queued, running, succeeded
+from tests.core.histories import queued, running, succeeded
 from tests.support.fleet import ROOT
 from tests.support.nats_server import NatsServer
 

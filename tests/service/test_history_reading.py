@@ -14,7 +14,7 @@ from deploy.history.reading import read, read_submits
 from shared import lifecycle, topology
 from shared.artifacts import Artifacts, open_store
 from shared.messages import JobRecord, Output, Result, State, Succeeded, encode
-from tests.core.test_history import REQUEST, STAMP
+from tests.core.histories import REQUEST, STAMP
 from tests.support.clock import FakeClock
 from tests.support.memory_bus import MemoryBroker, MemoryBus
 

@@ -12,7 +12,7 @@ from gateway.problems import Problem
 from gateway.schema.requests import SubmitBody
 from shared.errors import InvalidRequest
 from shared.messages import JobRecord, State, decode, encode
-from tests.core.test_history import succeeded
+from tests.core.histories import succeeded
 from tests.simulation.faults import Chaos
 from tests.simulation.fleet import Fleet
 from tests.simulation.quiet import Quiet
