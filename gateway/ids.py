@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 
@@ -18,6 +19,10 @@ class _Randomness:
     times as much as the rest of it."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Give out nothing of what has been drawn: a process that was forked has the same."""
         self._drawn = b""
         self._at = 0
 
@@ -30,6 +35,7 @@ class _Randomness:
 
 
 _random = _Randomness()
+os.register_at_fork(after_in_child=_random.forget)
 
 
 def fresh(wall: float) -> str:

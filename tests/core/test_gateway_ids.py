@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from gateway import ids
 
 
@@ -14,3 +17,18 @@ def test_fresh_ids_are_ids_and_none_comes_twice() -> None:
 
 def test_fresh_ids_order_by_time() -> None:
     assert ids.fresh(1_700_000_000.0) < ids.fresh(1_700_000_000.001) < ids.fresh(1_800_000_000.0)
+
+
+def test_a_forked_process_gives_out_other_ids_than_its_parent() -> None:
+    """Both have the bytes that were drawn before."""
+    script = (
+        "import os, sys\n"
+        "from gateway import ids\n"
+        "ids._random.take(10)\n"
+        "child = os.fork()\n"
+        "os.write(1, ids._random.take(10).hex().encode() + b'\\n')\n"
+        "if child: os.waitpid(child, 0)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    one, other = found.stdout.split()
+    assert one != other
