@@ -30,7 +30,7 @@ from tests.support.scripted_worker import ScriptedWorker
 pytestmark = pytest.mark.system
 
 #: Electing leaders takes seconds, on a busy machine more.
-BOUND_S = 90.0
+BOUND_S = 180.0
 #: Rounds before the kill, while the node is away, and after its return.
 ROUNDS = (60, 30, 60)
 #: Who wants the same revision at once, at each server.
