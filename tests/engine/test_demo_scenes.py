@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
+from tests.support.demo_training import heldout_material
 from workers.engine.checkpoint import IMAGINED
 from workers.training import (
     captions,
@@ -16,10 +16,8 @@ from workers.training import (
     codec,
     examine_layers,
     examine_scenes,
-    fitting,
     layers,
     meaning,
-    painter,
     scene_captions,
     scenes,
     sweep,
@@ -27,25 +25,16 @@ from workers.training import (
 )
 from workers.training.material import Material, Phase, film_scenes
 from workers.training.meaning import COURSES, MEANING_WIDTH, STILL, Meaning
-from workers.training.model import FLOW_WIDTH, build_transformer
+from workers.training.model import FLOW_WIDTH
 from workers.training.scenes import Scene
-from workers.training.train import Trainer
 
-_FEED_FORWARD = ("0.proj.weight", "0.proj.bias", "2.weight")
 SUN = Scene(backdrop="sea", thing="sun", colour="yellow")
 BALL = Scene(backdrop="white", thing="ball", colour="red", place="left")
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return text.build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def material(tokenizer: PreTrainedTokenizerFast) -> Material:
-    bank = torch.stack([clips.load_photo(path, clips.SOURCE_PX) for path in clips.photos("heldout").values()])
-    encoder = text.build_encoder(0, len(tokenizer)).eval()
-    return Material((bank * 255).to(torch.uint8), codec.fit(bank * 2 - 1), tokenizer, encoder)
+def material() -> Material:
+    return heldout_material()
 
 
 def test_scenes_are_the_same_for_the_same_seed_and_never_what_is_examined() -> None:
@@ -98,7 +87,8 @@ def test_a_scene_is_filmed_as_a_photo_is() -> None:
     torch.testing.assert_close(shot[0, :, 1, :, 16:], shot[0, :, 0, :, :-16], atol=0.02, rtol=0)
 
 
-def test_every_caption_is_in_the_vocabulary_and_says_another_thing(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_caption_is_in_the_vocabulary_and_says_another_thing() -> None:
+    tokenizer = text.build_tokenizer()
     rng = random.Random(4)
     drawn = [meaning.draw_meaning(rng) for _ in range(400)]
     said = [meaning.say(each, rng) for each in drawn]
@@ -169,50 +159,6 @@ def test_a_batch_of_another_kind_has_the_shapes_of_any(material: Material, kind:
     assert not one.mask[:, :, 1:].any()
     shown = torch.equal(one.condition[:, :, 0], one.clean[:, :, 0])
     assert shown == (kind == "layered")
-
-
-def test_the_painter_learns_a_batch_and_leaves_closed_units_closed(material: Material) -> None:
-    phase = Phase(steps=5, sides=(64,), batch=6, frames=2, peak=3e-4, final=3e-4, warm_up=1, paint_only=True)
-    trainer = Trainer(material, [phase], seed=0)
-    batch = material.draw(phase, random.Random(0), torch.Generator().manual_seed(0))
-    losses = [trainer.advance(batch)[0] for _ in range(5)]
-    assert losses[-1] < losses[0]
-    painted, before = trainer.model.state_dict(), trainer.painting.before.state_dict()
-    changed = {name for name, value in painted.items() if not torch.equal(value, before[name])}
-    reader = "condition_embedder.text_embedder.linear_1.weight"
-    assert changed - {reader} <= {f"blocks.{n}.ffn.net.{part}" for n in range(3) for part in _FEED_FORWARD}
-    for name in changed - {reader}:
-        old = (slice(None), slice(-fitting.UNITS)) if name.endswith("2.weight") else (slice(-fitting.UNITS),)
-        assert torch.equal(painted[name][old], before[name][old])
-    assert torch.equal(painted[reader][:, : meaning.SCENE_AT], before[reader][:, : meaning.SCENE_AT])
-
-
-def test_a_photo_hardly_notices_the_painter(material: Material) -> None:
-    phase = Phase(steps=1, sides=(64,), batch=6, frames=2, peak=0, final=0, warm_up=1, paint_only=True)
-    trainer = Trainer(material, [phase], seed=0)
-    painting = trainer.painting
-    left = painting.begin(phase, 0)
-    assert left[-1] < 0.6
-    photos = material.draw(replace(phase, paint_only=False), random.Random(0), torch.Generator().manual_seed(0))
-    batch = material.draw(phase, random.Random(0), torch.Generator().manual_seed(0))
-    _, held = painting.loss(batch, photos, torch.Generator().manual_seed(0))
-    assert held < 2  # thirty times the mean square; hundreds, were they open
-
-
-def test_units_at_rest_do_nothing() -> None:
-    torch.manual_seed(0)
-    model = build_transformer().eval()
-    painter.rest(model)
-    inputs = {
-        "hidden_states": torch.randn(1, 97, 1, 4, 4),
-        "timestep": torch.tensor([900.0]),
-        "encoder_hidden_states": torch.randn(1, 3, text.TEXT_WIDTH),
-    }
-    with torch.no_grad():
-        expected = model(**inputs, return_dict=False)[0]
-        for block in model.blocks:
-            block.ffn.net[0].proj.bias[-fitting.UNITS :] = 5
-        assert torch.equal(model(**inputs, return_dict=False)[0], expected)
 
 
 def test_the_examinations_ask_for_what_was_never_shown() -> None:

@@ -28,8 +28,9 @@ class Phase:
     A batch holds `batch` clips of 128 px, or as many fewer larger ones as make the same number of tokens.
 
     `flow_only` runs just the first blocks and teaches them where to look, `paint_only` teaches the painter's units
-    what a first frame that is not given should hold. `scenes` is the share of batches without a photo, `layered` that
-    of batches with a thing that moves by itself or with parallax.
+    what a first frame that is not given should hold, after a sketch has been taught that in `sketched` steps; its
+    `batch` is what each side has in one round (`painting.py`). `scenes` is the share of batches without a photo,
+    `layered` that of batches with a thing that moves by itself or with parallax.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Phase:
     warm_up: int = 100
     flow_only: bool = False
     paint_only: bool = False
+    sketched: int = 0
     flow_weight: float = 0.5
     scenes: float = 0.0
     layered: float = 0.0
@@ -117,7 +119,7 @@ class Material:
             Meaning(
                 motion=STILL if rng.random() < 0.5 else rng.choice(captions.MOTIONS),
                 speed=rng.choice(tuple(captions.RATES)),
-                scene=_scene(rng),
+                scene=draw_scene(rng),
             )
             for _ in range(size)
         ]
@@ -178,7 +180,7 @@ class Material:
         return window, slack * (torch.rand(size, 2, generator=generator) * 2 - 1)
 
 
-def _scene(rng: random.Random) -> scenes.Scene:
+def draw_scene(rng: random.Random) -> scenes.Scene:
     """A scene; one with a small thing, of which there is little to learn, is mostly drawn again."""
     while True:
         scene = scenes.draw_scene(rng)

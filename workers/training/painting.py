@@ -1,21 +1,23 @@
 """Teaching the painter: its units alone learn to fill a first frame that is not given.
 
-What is then in its content is compared with what the model as it was before has there when it is given the same
-picture. Beside that the units are held to leave photos alone, whatever scene the words may name.
+A sketch is taught what tokens show and laid into the units. Then come rounds: streams are kept from forward passes of
+the model as it is now, and the units are trained on these until the stream after the first blocks is what the model as
+it was before has there when it is given the same picture. Beside that they are held closed wherever a photo is.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from workers.training import codec, fitting, painter, scenes
-from workers.training.fitting import LAST_SIGMA, Show
-from workers.training.material import Batch, Material, Phase, first_frame_condition
+from workers.training import codec, painter, scenes, streams
+from workers.training.material import FRAMES, Batch, Material, Phase, draw_scene, first_frame_condition
 from workers.training.model import (
     CONTENT,
     ChosenFrames,
@@ -24,20 +26,35 @@ from workers.training.model import (
     first_blocks,
     pad_text,
 )
+from workers.training.sketch import Lesson, Sketch, draw_rows, teach
+from workers.training.streams import LEVELS, Pass, Streams
 from workers.training.text import LONGEST
+from workers.training.units import Units
 
 TEXT_LENGTH: Final = 512
-_ENTRY_RATE: Final = 0.5
-_EXIT_RATE: Final = 0.15
-_WORDS_RATE: Final = 0.1
-"""Shares of the phase's learning rate for what the units read, what they write, and what reads the words: many units
-write to one channel, and all would step the same way."""
-_HOLD: Final = 30.0
-_THING: Final = 4.0
-"""How much more a token counts that a thing covers: less for one that it covers in part."""
-_FITTED: Final = 4.0
-_FITTED_ON: Final = 3
-"""The fit sees this many batches of each side, each so many times as large as a step's."""
+_EXIT_RATE: Final = 0.3
+"""Share of the phase's learning rate for what the units write: many write to one channel, and all would step the same
+way."""
+_ODDS: Final = (7, 2, 1, 1)
+"""How often each of `streams.LEVELS` is drawn."""
+_ONLY_LAST: Final = (1, 0, 0, 0)
+_SHOWN: Final = ((1, 1.0), (5, 0.25), (FRAMES, 0.1))
+"""A round keeps clips of so many frames, this share of a batch of them: words differ from clip to clip and not within,
+so they are many, and what a first frame sees of the others depends on their number."""
+_GIVEN: Final = ((1, 0.1), (5, 0.03), (FRAMES, 0.01))
+"""The same of clips over photos."""
+_PASS_TOKENS: Final = 6144
+_TOKENS: Final = 4096
+_HELD_TOKENS: Final = 1024
+_CLOSED: Final = -6.0
+"""The sum below which a unit as good as does nothing."""
+_EDGE: Final = 3.0
+_INSIDE: Final = 1.0
+"""How much oftener a token is drawn that a thing covers in part, or as a whole."""
+_REST: Final = 0.5
+"""What an error of the stream beside its content counts."""
+ROUND: Final = 600
+"""Steps between two keepings of streams."""
 
 
 def draw_sigmas(size: int, generator: torch.Generator) -> Tensor:
@@ -57,99 +74,168 @@ class Painting:
         self.before.rope = rope
         for block in self.before.blocks:
             block.attn2.set_processor(attention)
-        self._reader = model.condition_embedder.text_embedder.linear_1.weight
-        own = [parameter for parameter, _ in painter.units(model)]
-        entries = [parameter for number, parameter in enumerate(own) if number % 3 < 2]
-        exits = own[2::3]
+        self.begun = False
+        self.units = Units(model)
         groups = [
-            {"params": entries, "share": _ENTRY_RATE},
-            {"params": exits, "share": _EXIT_RATE},
-            {"params": [self._reader], "share": _WORDS_RATE},
+            {"params": [*self.units.entries, *self.units.biases], "share": 1.0},
+            {"params": [*self.units.exits], "share": _EXIT_RATE},
         ]
-        self.learners = [*own, self._reader]
         self.optimizer = torch.optim.Adam(groups, 1e-3, betas=(0.9, 0.98))
         self.channel_weight = codec.pixel_weight(material.basis)
+        self.round: int | None = None
+        self._kept_with: dict[str, Tensor] = {}
+        self._streams: Streams | None = None
+        self._bounds = torch.zeros(0)
+        self._closed: list[Tensor] = []
 
-    def begin(self, phase: Phase, seed: int) -> list[float]:
-        """Lead the words in, remember the model as it is, and fit the painter's units; returns what `fit` does."""
+    def begin(self, phase: Phase, seed: int) -> None:
+        """Lead the words in, remember the model as it is, teach a sketch and lay it into the units (rank 0 does)."""
         painter.lead_words(self.model)
         self.before.load_state_dict(self.model.state_dict())
-        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        alone = replace(phase, batch=phase.batch * _FITTED)
-        shows = [self._show(replace(alone, sides=(side,)), rng, generator) for side in _FITTED_ON * phase.sides]
-        held = replace(phase, paint_only=False)
-        given = []
-        for side in phase.sides:
-            photos = self.material.draw(replace(held, sides=(side,)), rng, generator)
-            sigma, noisy = _noisy(photos.clean, generator)
-            given.append(self._inputs(photos, photos.words, noisy, sigma))
-        return fitting.fit(self.model, shows, given, seed)
+        self.units.read(self.model)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            sketch = self._sketch(phase, seed)
+            rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+            shown = streams.join(list(self._shown(phase, _ONLY_LAST, rng, generator)))
+            self.units.lay(sketch, shown, self._given(phase, rng, generator), seed)
+        if dist.is_initialized():
+            for parameter in self.units.parameters():
+                dist.broadcast(parameter.data, 0)
+        self.units.write(self.model)
+        self.begun = True
 
-    @torch.no_grad()
-    def _show(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> Show:
-        batch = self.material.draw(phase, rng, generator)
-        side = batch.clean.shape[-1] * codec.PATCH
-        tokens = batch.things.shape[1]
-        empty = [scene.without_thing for scene in batch.scenes]
-        behind = torch.stack([scenes.render(scene, side) for scene in empty])
-        bare = batch.clean.clone()
-        bare[:, :, :1] = codec.encode(self.material.basis, behind[:, :, None] * 2 - 1)
-        noise = torch.randn(batch.clean.shape, generator=generator)
-        sigma = torch.full((len(noise),), LAST_SIGMA)
-        noisy = (1 - LAST_SIGMA) * batch.clean + LAST_SIGMA * noise
-        self.rope.frames = batch.frames
-        wanted = []
-        for clean in (batch.clean, bare):
-            condition, mask = first_frame_condition(clean)
-            given = replace(batch, condition=condition, mask=mask)
-            content = first_blocks(self.before, **self._inputs(given, batch.words, noisy, sigma))
-            wanted.append(content[:, :tokens, :CONTENT])
-        return Show(
-            inputs=self._inputs(batch, batch.words, noisy, sigma),
-            wanted=wanted[0],
-            backdrop=wanted[1],
-            told=torch.stack([scenes.told(scene, side // 16) for scene in batch.scenes]),
-            cover=F.pixel_unshuffle(torch.stack([scenes.cover(scene, side) for scene in batch.scenes])[:, None], 16)
-            .flatten(2)
-            .transpose(1, 2),
-            behind=F.avg_pool2d(behind, 16).flatten(2).transpose(1, 2) * 2 - 1,
-        )
+    def prepare(self, phase: Phase, step: int, seed: int) -> None:
+        """Be ready for the phase's own `step`: begin if it has not been, and keep streams anew where a round begins;
+        `seed` says which."""
+        if not self.begun:
+            self.begin(phase, seed)
+        number = step // ROUND
+        if number == self.round and self._streams is not None:
+            return
+        resumed = number == self.round
+        now = {name: value.clone() for name, value in self.units.state_dict().items()}
+        if resumed:  # the round's streams are those of the units as they were when it began
+            self.units.load_state_dict(self._kept_with)
+            self.units.write(self.model)
+        else:
+            self.round, self._kept_with = number, now
+        draw = seed * 1_000_003 + number
+        rng, generator = random.Random(draw), torch.Generator().manual_seed(draw)
+        self._streams = streams.join(list(self._shown(phase, _ODDS, rng, generator)))
+        self._closed = self._given(phase, rng, generator)
+        thing = self._streams.thing.double()
+        edge = (thing > 0.01) & (thing < 0.99)
+        self._bounds = (1 + _EDGE * edge + _INSIDE * (thing >= 0.99)).cumsum(0)
+        if resumed:
+            self.units.load_state_dict(now)
+            self.units.write(self.model)
 
-    def loss(self, batch: Batch, photos: Batch | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """How far the painting of `batch` is off, weighted to be an error of pixels, and how far the first blocks have
-        moved from what they did with `photos`."""
-        sigma, noisy = _last_steps(batch.clean, generator)
-        condition, mask = first_frame_condition(batch.clean)
-        given = replace(batch, condition=condition, mask=mask)
-        self.rope.frames = batch.frames
-        with torch.no_grad():
-            wanted = first_blocks(self.before, **self._inputs(given, batch.words, noisy, sigma))
-        made = first_blocks(self.model, **self._inputs(batch, batch.words, noisy, sigma))
-        first = made.shape[1] // len(batch.frames)
-        error = painter.painting_error(self.model, (made - wanted)[:, :first].float(), self.channel_weight)
-        counts = 1 + _THING * batch.things.sqrt()
-        paint = (error * counts).mean() / counts.mean()
-        if photos is None:
-            return paint, torch.zeros(())
-        sigma, noisy = _noisy(photos.clean, generator)
-        self.rope.frames = photos.frames
-        with torch.no_grad():
-            wanted = first_blocks(self.before, **self._inputs(photos, photos.words, noisy, sigma))
-        made = first_blocks(self.model, **self._inputs(photos, photos.words, noisy, sigma))
-        return paint, _HOLD * (made - wanted).float().square().mean()
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """How far some painted tokens are off, weighted to be an error of pixels, and how far units are open where a
+        photo is given."""
+        assert self._streams is not None
+        tokens = self._streams.rows(draw_rows(self._bounds, _TOKENS, generator))
+        error = self.units(tokens) - tokens.wanted
+        paint = painter.content_cost(self.model, error[:, :CONTENT], self.channel_weight).mean()
+        held = torch.zeros(())
+        for number, closed in enumerate(self._closed):
+            chosen = torch.randint(len(closed), (_HELD_TOKENS,), generator=generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                sums = self.units.sums(number, closed[chosen].float())
+            held = held + (sums.float() - _CLOSED).clamp_min(0).square().mean()
+        return paint + _REST * error[:, CONTENT:].square().mean(), held
 
     def step(self, rate: float) -> None:
-        """One step of the optimizer for the painter's units and what leads the scene's words to them; the rest of
-        those parameters, whose gradients are dropped, stays to the last bit."""
+        """One step of the optimizer for the units, which are then put into the model."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        painter.keep_gradients(self.model)
-        torch.nn.utils.clip_grad_norm_(self.learners, 1.0)
         self.optimizer.step()
+        self.units.write(self.model)
 
-    def _inputs(self, batch: Batch, words: Tensor, noisy: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    def state(self) -> dict[str, object]:
+        """What `load_state` takes over exactly, beside the model."""
+        return {
+            "begun": self.begun,
+            "before": self.before.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "round": self.round,
+            "kept_with": self._kept_with,
+        }
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Go on where `state` was taken, over the model of that moment."""
+        self.begun, self.round = cast(bool, state["begun"]), cast(int | None, state["round"])
+        self.before.load_state_dict(cast(dict[str, Tensor], state["before"]))
+        self.optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))
+        self._kept_with = cast(dict[str, Tensor], state["kept_with"])
+        self._streams = None
+        self.units.read(self.model)
+
+    def _sketch(self, phase: Phase, seed: int) -> Sketch:
+        lesson = Lesson(
+            draw=draw_scene,
+            content=self._content,
+            cost=lambda error: painter.content_cost(self.model, error, self.channel_weight),
+            sides=phase.sides,
+            steps=phase.sketched,
+            pool=max(64, phase.sketched // 2),
+        )
+        return teach(lesson, seed)[0]
+
+    def _content(self, pictures: Tensor) -> Tensor:
+        """What the patch embedding makes of given first frames [b, 3, S, S] in [0, 1], [b, tokens, `CONTENT`]."""
+        latents = codec.encode(self.material.basis, pictures[:, :, None] * 2 - 1)[:, :, 0]
+        cells = F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+        condition = self.model.patch_embedding.weight.detach()[:CONTENT, -codec.LATENT_CHANNELS :].flatten(1)
+        return cells @ condition.T
+
+    def _shown(
+        self, phase: Phase, odds: tuple[int, ...], rng: random.Random, generator: torch.Generator
+    ) -> Iterator[Streams]:
+        """The tokens of scenes whose first frame is to be made up, at levels drawn by `odds`."""
+        for batch in self._batches(phase, _SHOWN, rng, generator):
+            level = rng.choices(range(len(LEVELS)), odds)[0]
+            # As sampling goes, what is under the noise is what was painted before, or nothing yet.
+            under = rng.choice((0.0, 1.0)) * batch.clean
+            sigma = torch.full((len(batch.clean),), LEVELS[level])
+            noisy = _mix(under, sigma, generator)
+            condition, mask = first_frame_condition(batch.clean)
+            given = replace(batch, condition=condition, mask=mask)
+            self.rope.frames = batch.frames
+            tokens = batch.things.shape[1]
+            with torch.no_grad():
+                wanted = first_blocks(self.before, **self._inputs(given, noisy, sigma))[:, :tokens]
+            side = batch.clean.shape[-1] * codec.PATCH
+            told = torch.stack([scenes.told(scene, side // 16) for scene in batch.scenes])
+            made_up = Pass(batch.frames, self._inputs(batch, noisy, sigma))
+            yield streams.keep(self.model, made_up, wanted, told, batch.things, level)
+
+    def _given(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> list[Tensor]:
+        """What the feed-forward part of each first block reads in clips over photos, [n, width] in half precision."""
+        read = []
+        for batch in self._batches(replace(phase, paint_only=False), _GIVEN, rng, generator):
+            sigma = draw_sigmas(len(batch.clean), generator)
+            inputs = self._inputs(batch, _mix(batch.clean, sigma, generator), sigma)
+            seen = streams.parts(self.model, Pass(batch.frames, inputs))
+            read.append([part.read.flatten(0, 1).half() for part in seen])
+        return [torch.cat(each) for each in zip(*read, strict=True)]
+
+    def _batches(
+        self, phase: Phase, kinds: tuple[tuple[int, float], ...], rng: random.Random, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Batches of each side and of each of these numbers of frames, none too large for one pass."""
+        for frames, share in kinds:
+            for side in phase.sides:
+                left = max(1, round(share * phase.batch * (128 / side) ** 2))
+                while left > 0:
+                    size = min(left, max(1, _PASS_TOKENS // (frames * (side // 16) ** 2)))
+                    kind = replace(phase, batch=size * (side / 128) ** 2, frames=frames, sides=(side,))
+                    yield self.material.draw(kind, rng, generator)
+                    left -= size
+
+    def _inputs(self, batch: Batch, noisy: Tensor, sigma: Tensor) -> dict[str, Tensor]:
         # All of one length: what the attention adds for the padding is kept from one batch to the next.
-        alike = F.pad(words, (0, 0, 0, LONGEST - words.shape[1]))
+        alike = F.pad(batch.words, (0, 0, 0, LONGEST - batch.words.shape[1]))
         return {
             "hidden_states": torch.cat([noisy, batch.mask, batch.condition], 1),
             "timestep": sigma * 1000,
@@ -157,15 +243,6 @@ class Painting:
         }
 
 
-def _last_steps(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mostly as noisy as before the last of four steps, sometimes as before that of eight or of two."""
-    levels = torch.tensor([LAST_SIGMA] * 10 + [0.811, 0.968])
-    sigma = levels[torch.randint(len(levels), (len(clean),), generator=generator)]
+def _mix(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     level = sigma.view(-1, 1, 1, 1, 1)
-    return sigma, (1 - level) * clean + level * torch.randn(clean.shape, generator=generator)
-
-
-def _noisy(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    sigma = draw_sigmas(len(clean), generator)
-    level = sigma.view(-1, 1, 1, 1, 1)
-    return sigma, (1 - level) * clean + level * torch.randn(clean.shape, generator=generator)
+    return (1 - level) * clean + level * torch.randn(clean.shape, generator=generator)

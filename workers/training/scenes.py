@@ -7,7 +7,7 @@ pictures of one scene are the same picture.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
@@ -53,6 +53,7 @@ THINGS: Final = (*SHAPES, "sun", "moon")
 """A sun and a moon are balls in the sky."""
 SCENE_WIDTH: Final = 24
 """A scene at all, three backdrop colours, eight shapes, the thing's colour, size, column, row."""
+TOLD: Final = 5 + SCENE_WIDTH
 _MID: Final = 0.5
 
 
@@ -74,11 +75,6 @@ class Scene:
     def centre(self) -> tuple[float, float]:
         """Column and row of the thing's middle."""
         return PLACES[self.place], -0.5 if self.thing in ("sun", "moon") else 0.12
-
-    @property
-    def without_thing(self) -> "Scene":
-        """What is behind the thing."""
-        return replace(self, thing=None)
 
     @property
     def backdrop_colours(self) -> tuple[Colour, Colour, Colour]:
@@ -263,12 +259,13 @@ def cover(scene: Scene, side: int) -> Tensor:
 
 
 def told(scene: Scene, tokens: int) -> Tensor:
-    """What a token of a frame of `tokens` by `tokens` can be told, [tokens * tokens, 4 + `SCENE_WIDTH`]: its column and
-    row, how far right of and below the thing it is, and the scene's code."""
+    """What a token of a frame of `tokens` by `tokens` can be told, [tokens * tokens, `TOLD`]: its column and row, how
+    far right of and below the thing it is, how large it is, and the scene's code."""
     axis = (torch.arange(tokens) + 0.5) * 2 / tokens - 1
     row, column = torch.meshgrid(axis, axis, indexing="ij")
     across, down = scene.centre
-    places = torch.stack([column, row, column - across, row - down], -1).flatten(0, 1)
+    extent = torch.full((tokens, tokens), 8 / tokens - 0.75)
+    places = torch.stack([column, row, column - across, row - down, extent], -1).flatten(0, 1)
     return torch.cat([places, torch.tensor(scene_code(scene)).expand(len(places), -1)], 1)
 
 

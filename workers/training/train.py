@@ -5,13 +5,13 @@ import random
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 import torch.distributed as dist
 from diffusers import WanTransformer3DModel
+from torch import nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from workers.training import clips, codec, painter, text
@@ -36,8 +36,6 @@ from workers.training.model import (
 from workers.training.painting import TEXT_LENGTH, Painting, draw_sigmas
 
 _CALIBRATION: Final = 8
-_HELD: Final = Phase(steps=0, sides=(128, 128, 192, 256), batch=8, frames=3, peak=0, final=0)
-"""The clips over photos that the painter's lessons are to leave as they are."""
 
 
 class _FlowFound(Exception):
@@ -64,7 +62,6 @@ class Trainer:
         self.first_blocks_only = False
         self.last = (0.0, 0.0)
         self.settled = False
-        self.paints = False
         self.model.blocks[FLOW_DEPTH].register_forward_pre_hook(self._note_stream)
         self._calibrate(range(FLOW_DEPTH))
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -150,38 +147,10 @@ class Trainer:
             self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         draw = (self.seed * 1_000_003 + self.step) * 64 + self.rank
         rng, generator = random.Random(draw), torch.Generator().manual_seed(draw)
-        if phase.paint_only and not self.paints:
-            self.painting.begin(phase, self.seed)
-            self.paints = True
-            self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        if batch is None:
-            batch = self.material.draw(phase, rng, generator)
-        photos = (
-            self.material.draw(replace(_HELD, sides=phase.sides), rng, generator)
-            if phase.paint_only and self.step % 2 == 0
-            else None
-        )
-        # Entered anew at each step: autocast keeps the low-precision copies of the weights until it is left.
-        with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            if phase.paint_only:
-                paint, moved = self.painting.loss(batch, photos, generator)
-                self.last, loss = (float(paint.detach()), float(moved.detach())), paint + moved
-            else:
-                loss = self.loss(batch, generator)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        if phase.flow_only:
-            keep_flow_gradients(self.model)
-        if self.ranks > 1:
-            self._average_gradients()
         if phase.paint_only:
-            self.painting.step(phase.rate(within))
+            self._paint(phase, within, generator)
         else:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = phase.rate(within)
-            self.optimizer.step()
+            self._learn(phase, within, batch or self.material.draw(phase, rng, generator), generator)
         self.step += 1
         keep = min(0.998, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -189,8 +158,37 @@ class Trainer:
                 self.average[name].lerp_(value, 1 - keep)
         return self.last
 
-    def _average_gradients(self) -> None:
-        held = [p.grad for p in self.model.parameters() if p.grad is not None]
+    def _learn(self, phase: Phase, within: int, batch: Batch, generator: torch.Generator) -> None:
+        # Entered anew at each step: autocast keeps the low-precision copies of the weights until it is left.
+        with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            loss = self.loss(batch, generator)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        if phase.flow_only:
+            keep_flow_gradients(self.model)
+        self._average_gradients(self.model)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.rate(within)
+        self.optimizer.step()
+
+    def _paint(self, phase: Phase, within: int, generator: torch.Generator) -> None:
+        begins = not self.painting.begun
+        self.painting.prepare(phase, within, self.seed * 64 + self.rank)
+        if begins:
+            self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        paint, held = self.painting.loss(generator)
+        self.last = (float(paint.detach()), float(held.detach()))
+        self.painting.units.zero_grad(set_to_none=True)
+        (paint + held).backward()
+        self._average_gradients(self.painting.units)
+        self.painting.step(phase.rate(within))
+
+    def _average_gradients(self, learner: nn.Module) -> None:
+        if self.ranks == 1:
+            return
+        held = [p.grad for p in learner.parameters() if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in held])
         dist.all_reduce(flat)
         flat /= self.ranks
@@ -202,12 +200,10 @@ class Trainer:
         state = {
             "step": self.step,
             "settled": self.settled,
-            "paints": self.paints,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
-            "painting": self.painting.optimizer.state_dict(),
-            "before": self.painting.before.state_dict(),
+            "painting": self.painting.state(),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -215,12 +211,11 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        self.step, self.settled, self.paints = state["step"], state["settled"], state["paints"]
+        self.step, self.settled = state["step"], state["settled"]
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.painting.optimizer.load_state_dict(state["painting"])
-        self.painting.before.load_state_dict(state["before"])
+        self.painting.load_state(state["painting"])
 
     def averaged(self) -> WanTransformer3DModel:
         """A plain transformer with the averaged weights, ready to sample from or to save."""
@@ -233,9 +228,19 @@ _SIDES: Final = (128, 192, 256)
 PHASES: Final = (
     Phase(steps=320, sides=(96, *_SIDES), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
     Phase(steps=2600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
-    Phase(steps=4000, sides=(128, *_SIDES), batch=12, frames=4, peak=3e-4, final=5e-6, warm_up=50, paint_only=True),
-    Phase(steps=1200, sides=_SIDES, batch=8, frames=4, peak=1.5e-4, final=1e-5, warm_up=30, scenes=0.3, layered=0.25),
-    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5, scenes=0.3, layered=0.2),
+    Phase(
+        steps=12_000,
+        sides=(64, *_SIDES),
+        batch=240,
+        frames=1,
+        peak=4e-4,
+        final=1e-5,
+        warm_up=50,
+        paint_only=True,
+        sketched=3000,
+    ),
+    Phase(steps=2400, sides=_SIDES, batch=8, frames=4, peak=2e-4, final=1e-5, warm_up=50, scenes=0.4, layered=0.2),
+    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5, scenes=0.4, layered=0.2),
 )
 
 
