@@ -13,7 +13,8 @@ from transformers import UMT5EncoderModel
 
 from workers.training import captions, clips, codec, evaluate, export, text, tiny_checkpoints
 from workers.training.material import Material, Phase
-from workers.training.model import ChosenFrames, PaddedCrossAttention, build_transformer, pad_text
+from workers.training.model import build_transformer
+from workers.training.shortcuts import ChosenFrames, PaddedCrossAttention, pad_text
 from workers.training.train import Trainer
 
 

@@ -18,20 +18,13 @@ from torch import Tensor
 
 from workers.training import codec, painter, scenes, streams
 from workers.training.material import FRAMES, Batch, Material, Phase, draw_scene, first_frame_condition
-from workers.training.model import (
-    CONTENT,
-    ChosenFrames,
-    PaddedCrossAttention,
-    build_transformer,
-    first_blocks,
-    pad_text,
-)
+from workers.training.model import CONTENT, build_transformer, first_blocks
+from workers.training.noise import add_noise, draw_sigmas
+from workers.training.shortcuts import ChosenFrames, PaddedCrossAttention, model_inputs
 from workers.training.sketch import Lesson, Sketch, draw_rows, teach
 from workers.training.streams import LEVELS, Pass, Streams
-from workers.training.text import LONGEST
 from workers.training.units import Units
 
-TEXT_LENGTH: Final = 512
 _EXIT_RATE: Final = 0.3
 """Share of the phase's learning rate for what the units write: many write to one channel, and all would step the same
 way."""
@@ -53,14 +46,8 @@ _INSIDE: Final = 1.0
 """How much oftener a token is drawn that a thing covers in part, or as a whole."""
 _REST: Final = 0.5
 """What an error of the stream beside its content counts."""
-ROUND: Final = 600
+_ROUND: Final = 600
 """Steps between two keepings of streams."""
-
-
-def draw_sigmas(size: int, generator: torch.Generator) -> Tensor:
-    """Noise levels [size]: logit-normal towards noise, and one in six pure noise, as sampling spends its steps."""
-    sigma = torch.sigmoid(1.2 * torch.randn(size, generator=generator) + 1.4)
-    return torch.where(torch.rand(size, generator=generator) < 1 / 6, torch.ones(size), sigma)
 
 
 class Painting:
@@ -109,7 +96,7 @@ class Painting:
         `seed` says which."""
         if not self.begun:
             self.begin(phase, seed)
-        number = step // ROUND
+        number = step // _ROUND
         if number == self.round and self._streams is not None:
             return
         resumed = number == self.round
@@ -198,16 +185,16 @@ class Painting:
             # As sampling goes, what is under the noise is what was painted before, or nothing yet.
             under = rng.choice((0.0, 1.0)) * batch.clean
             sigma = torch.full((len(batch.clean),), LEVELS[level])
-            noisy = _mix(under, sigma, generator)
+            noisy = add_noise(under, sigma, generator)
             condition, mask = first_frame_condition(batch.clean)
             given = replace(batch, condition=condition, mask=mask)
             self.rope.frames = batch.frames
             tokens = batch.things.shape[1]
             with torch.no_grad():
-                wanted = first_blocks(self.before, **self._inputs(given, noisy, sigma))[:, :tokens]
+                wanted = first_blocks(self.before, **model_inputs(given, noisy, sigma, self.attention))[:, :tokens]
             side = batch.clean.shape[-1] * codec.PATCH
             told = torch.stack([scenes.told(scene, side // 16) for scene in batch.scenes])
-            made_up = Pass(batch.frames, self._inputs(batch, noisy, sigma))
+            made_up = Pass(batch.frames, model_inputs(batch, noisy, sigma, self.attention))
             yield streams.keep(self.model, made_up, wanted, told, batch.things, level)
 
     def _given(self, phase: Phase, rng: random.Random, generator: torch.Generator) -> list[Tensor]:
@@ -215,7 +202,8 @@ class Painting:
         read = []
         for batch in self._batches(replace(phase, paint_only=False), _GIVEN, rng, generator):
             sigma = draw_sigmas(len(batch.clean), generator)
-            inputs = self._inputs(batch, _mix(batch.clean, sigma, generator), sigma)
+            noisy = add_noise(batch.clean, sigma, generator)
+            inputs = model_inputs(batch, noisy, sigma, self.attention)
             seen = streams.parts(self.model, Pass(batch.frames, inputs))
             read.append([part.read.flatten(0, 1).half() for part in seen])
         return [torch.cat(each) for each in zip(*read, strict=True)]
@@ -232,17 +220,3 @@ class Painting:
                     kind = replace(phase, batch=size * (side / 128) ** 2, frames=frames, sides=(side,))
                     yield self.material.draw(kind, rng, generator)
                     left -= size
-
-    def _inputs(self, batch: Batch, noisy: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-        # All of one length: what the attention adds for the padding is kept from one batch to the next.
-        alike = F.pad(batch.words, (0, 0, 0, LONGEST - batch.words.shape[1]))
-        return {
-            "hidden_states": torch.cat([noisy, batch.mask, batch.condition], 1),
-            "timestep": sigma * 1000,
-            "encoder_hidden_states": pad_text(alike, TEXT_LENGTH, self.attention),
-        }
-
-
-def _mix(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    level = sigma.view(-1, 1, 1, 1, 1)
-    return (1 - level) * clean + level * torch.randn(clean.shape, generator=generator)

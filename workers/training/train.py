@@ -22,18 +22,17 @@ from workers.training.model import (
     LAYERS,
     LOOK_ANGLE,
     LOOK_LOGITS,
-    ChosenFrames,
-    PaddedCrossAttention,
     build_transformer,
     calibrate,
     correct,
     flow_error,
     keep_flow_gradients,
-    pad_text,
     prime,
     token_basis,
 )
-from workers.training.painting import TEXT_LENGTH, Painting, draw_sigmas
+from workers.training.noise import add_noise, draw_sigmas
+from workers.training.painting import Painting
+from workers.training.shortcuts import ChosenFrames, PaddedCrossAttention, model_inputs
 
 _CALIBRATION: Final = 8
 
@@ -90,15 +89,9 @@ class Trainer:
             for block, groups, matrix in zip(self.model.blocks[-2:], (CORNERS, SIDES), stages, strict=True):
                 correct(block.attn1, groups, matrix)
         with torch.no_grad():
-            inputs = self._inputs(batch, batch.clean * 0.1 + 0.9 * noise, torch.full((_CALIBRATION,), 0.9))
+            noisy = batch.clean * 0.1 + 0.9 * noise
+            inputs = model_inputs(batch, noisy, torch.full((_CALIBRATION,), 0.9), self.text_attention)
             calibrate(self.model, numbers, **inputs)
-
-    def _inputs(self, batch: Batch, noisy: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {
-            "hidden_states": torch.cat([noisy, batch.mask, batch.condition], 1),
-            "timestep": sigma * 1000,
-            "encoder_hidden_states": pad_text(batch.words, TEXT_LENGTH, self.text_attention),
-        }
 
     def phase(self) -> tuple[Phase, int] | None:
         """The phase that the next step belongs to and its number within it, or None when all is done."""
@@ -117,17 +110,15 @@ class Trainer:
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The mean squared error of the predicted clean latents, weighted to be one of pixels, plus the flow's."""
         sigma = draw_sigmas(len(batch.clean), generator)
-        noise = torch.randn(batch.clean.shape, generator=generator)
-        level = sigma.view(-1, 1, 1, 1, 1)
+        noisy = add_noise(batch.clean, sigma, generator)
         self.rope.frames = batch.frames
-        noisy = (1 - level) * batch.clean + level * noise
         current = self.phase()
         assert current is not None
         phase, _ = current
         self.first_blocks_only = phase.flow_only
         picture = torch.zeros(())
         with contextlib.suppress(_FlowFound):
-            guess = self.model(**self._inputs(batch, noisy, sigma), return_dict=False)[0]
+            guess = self.model(**model_inputs(batch, noisy, sigma, self.text_attention), return_dict=False)[0]
             picture = ((guess - batch.clean).square() * self.channel_weight).mean()
         assert self.stream is not None
         flow = (flow_error(self.stream, batch.flow) * batch.known).mean()
