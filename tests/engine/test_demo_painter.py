@@ -67,7 +67,7 @@ def test_a_sketch_learns_what_tokens_show_and_is_the_same_for_the_same_seed() ->
 def painted(material: Material) -> Trainer:
     """A trainer that has begun to paint and made six steps of it."""
     phase = Phase(
-        steps=60, sides=(64,), batch=40, frames=1, peak=1e-3, final=1e-4, warm_up=1, paint_only=True, sketched=25
+        steps=60, sides=(64,), batch=40, frames=1, peak=3e-4, final=1e-4, warm_up=1, paint_only=True, sketched=25
     )
     trainer = Trainer(material, [phase], seed=0)
     for _ in range(6):

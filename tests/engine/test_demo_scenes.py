@@ -87,6 +87,31 @@ def test_a_scene_is_filmed_as_a_photo_is() -> None:
     torch.testing.assert_close(shot[0, :, 1, :, 16:], shot[0, :, 0, :, :-16], atol=0.02, rtol=0)
 
 
+def test_what_need_not_be_named_is_often_left_out() -> None:
+    rng = random.Random(8)
+    drawn = [scene_captions.draw_scene(rng) for _ in range(600)]
+    assert all(scenes.may_train(scene) for scene in drawn)
+    assert all(scene.thing is None or scenes.stands_out(scene) for scene in drawn)
+    usual = [s for s in drawn if s.thing and s.backdrop == scene_captions.default_backdrop(s.thing, s.colour)]
+    assert len(usual) > 50
+    said = [scene_captions.describe(scene, rng, language="en") for scene in usual]
+    unnamed = [not any(word in words for word in (" background", " wall", " on white", " on black")) for words in said]
+    assert 0.3 < sum(unnamed) / len(unnamed) < 0.9
+
+
+def test_a_prompt_without_a_photo_may_name_no_scene(material: Material) -> None:
+    phase = Phase(steps=1, sides=(64,), batch=40, frames=2, peak=0, final=0, paint_only=True)
+    batch = material.draw(phase, random.Random(1), torch.Generator().manual_seed(1))
+    unnamed = [number for number, scene in enumerate(batch.scenes) if scene is None]
+    assert 0 < len(unnamed) < len(batch.scenes) / 4
+    assert not batch.things[unnamed].any()
+    still = codec.encode(material.basis, scenes.render(scenes.NOTHING, 64)[None, :, None] * 2 - 1)
+    torch.testing.assert_close(batch.clean[unnamed[0], :, :1], still[0])
+    given = material.draw(replace(phase, paint_only=False, scenes=1), random.Random(1), torch.Generator())
+    assert None not in given.scenes
+    assert given.mask.max() == 1
+
+
 def test_every_caption_is_in_the_vocabulary_and_says_another_thing() -> None:
     tokenizer = text.build_tokenizer()
     rng = random.Random(4)

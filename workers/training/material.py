@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from workers.engine.checkpoint import IMAGINED
 from workers.engine.stages.encode_image import canvas
-from workers.training import captions, clips, codec, layers, meaning, scenes, text
+from workers.training import captions, clips, codec, layers, meaning, scene_captions, scenes, text
 from workers.training.meaning import STILL, Meaning
 
 FRAMES: Final = 17
 _HARD: Final = {"zoom_in": 3.0, "zoom_out": 3.0, "rotate_left": 3.0, "rotate_right": 3.0, "shake": 5.0}
+_UNNAMED: Final = 0.06
 _AROUND: Final = 1.5
 """How much of a scene or a picture is drawn, in frames, for a camera to move over."""
 
@@ -29,7 +30,7 @@ class Phase:
 
     `flow_only` runs just the first blocks and teaches them where to look, `paint_only` teaches the painter's units
     what a first frame that is not given should hold, after a sketch has been taught that in `sketched` steps; its
-    `batch` is what each side has in one round (`painting.py`). `scenes` is the share of batches without a photo,
+    `batch` is what each side has in one round (`painting.py`). `scenes` is the share of batches over scenes,
     `layered` that of batches with a thing that moves by itself or with parallax.
     """
 
@@ -58,8 +59,8 @@ class Phase:
 @dataclass(frozen=True)
 class Batch:
     """Clean latents, condition and mask [b, 48 | 48 | 1, t, h, w], text [b, n, 64], frame numbers [t], where each
-    token's picture comes from [b, tokens, 7], whether a clip could know that [b], the scenes, if it is of scenes, and
-    how much of each token of the first frame their thing covers [b, tokens]."""
+    token's picture comes from [b, tokens, 7], whether a clip could know that [b], the scenes that the words name (None
+    for none), if it is of scenes, and how much of each token of the first frame their thing covers [b, tokens]."""
 
     clean: Tensor
     condition: Tensor
@@ -68,7 +69,7 @@ class Batch:
     frames: Tensor
     flow: Tensor
     known: Tensor
-    scenes: tuple[scenes.Scene, ...]
+    scenes: tuple[scenes.Scene | None, ...]
     things: Tensor
 
 
@@ -86,7 +87,7 @@ class Material:
         size = max(1, round(phase.batch * (128 / side) ** 2))
         frames = torch.tensor([0, *sorted(rng.sample(range(1, FRAMES), phase.frames - 1))])
         if phase.paint_only or kind < phase.scenes:
-            return self._scenes(side, size, frames, rng)
+            return self._scenes(side, size, frames, rng, given=not phase.paint_only)
         if kind < phase.scenes + phase.layered:
             return self._layered(side, size, frames, rng, generator)
         return self._filmed(side, size, frames, rng, generator)
@@ -113,17 +114,21 @@ class Material:
             return meaning.say(Meaning(motion=motion, speed=speed, scene=scenes.draw_scene(rng)), rng)
         return captions.caption(motion, speed, rng)
 
-    def _scenes(self, side: int, size: int, frames: Tensor, rng: random.Random) -> Batch:
-        """Scenes from words alone, half of them still."""
+    def _scenes(self, side: int, size: int, frames: Tensor, rng: random.Random, *, given: bool) -> Batch:
+        """Scenes, half of them still, from the first frame if that is `given` and else from words alone; some words
+        then name none."""
         meanings = [
             Meaning(
                 motion=STILL if rng.random() < 0.5 else rng.choice(captions.MOTIONS),
                 speed=rng.choice(tuple(captions.RATES)),
-                scene=draw_scene(rng),
+                scene=draw_scene(rng) if given else draw_named(rng),
             )
             for _ in range(size)
         ]
-        asked = [each.scene for each in meanings if each.scene is not None]
+        meanings = [
+            replace(each, motion=None) if each.scene is None and each.motion is STILL else each for each in meanings
+        ]
+        asked = [each.scene or scenes.NOTHING for each in meanings]
         path = clips.camera_path([each.motion or STILL for each in meanings], [each.speed for each in meanings], frames)
         clean = codec.encode(self.basis, film_scenes(asked, path, side))
         prompts = [meaning.say(each, rng) for each in meanings]
@@ -133,7 +138,8 @@ class Material:
         things = F.avg_pool2d(differs, 16).flatten(1)
         known = torch.ones(size, dtype=torch.bool)
         flow = where_from(path, side)
-        return self._batch(clean, prompts, frames, flow, known, photo=False, painted=(tuple(asked), things))
+        named = tuple(each.scene for each in meanings)
+        return self._batch(clean, prompts, frames, flow, known, photo=given, painted=(named, things))
 
     def _layered(self, side: int, size: int, frames: Tensor, rng: random.Random, generator: torch.Generator) -> Batch:
         """Things that cross a picture, and pans with parallax."""
@@ -159,7 +165,7 @@ class Material:
         known: Tensor,
         *,
         photo: bool,
-        painted: tuple[tuple[scenes.Scene, ...], Tensor] | None = None,
+        painted: tuple[tuple[scenes.Scene | None, ...], Tensor] | None = None,
     ) -> Batch:
         condition, mask = first_frame_condition(clean) if photo else imagined_condition(self.basis, clean)
         words = text.embed(self.encoder, self.tokenizer, prompts)
@@ -180,10 +186,15 @@ class Material:
         return window, slack * (torch.rand(size, 2, generator=generator) * 2 - 1)
 
 
+def draw_named(rng: random.Random) -> scenes.Scene | None:
+    """What a prompt names that comes without a photo."""
+    return None if rng.random() < _UNNAMED else draw_scene(rng)
+
+
 def draw_scene(rng: random.Random) -> scenes.Scene:
     """A scene; one with a small thing, of which there is little to learn, is mostly drawn again."""
     while True:
-        scene = scenes.draw_scene(rng)
+        scene = scene_captions.draw_scene(rng)
         if scene.size != "small" or rng.random() < 0.4:
             return scene
 

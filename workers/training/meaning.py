@@ -55,9 +55,9 @@ def draw_meaning(rng: random.Random) -> Meaning:
         return Meaning(motion=rng.choice(MOTIONS), speed=speed)
     if fate < 0.74:
         motion = STILL if rng.random() < 0.4 else rng.choice(MOTIONS)
-        return Meaning(motion=motion, speed=speed, scene=scenes.draw_scene(rng))
+        return Meaning(motion=motion, speed=speed, scene=scene_captions.draw_scene(rng))
     if fate < 0.82:
-        scene = scenes.draw_scene(rng)
+        scene = scene_captions.draw_scene(rng)
         if scene.thing is not None:
             return Meaning(motion=STILL, speed=speed, scene=scene, course=rng.choice(tuple(COURSES)))
         return Meaning(motion=STILL, scene=scene)

@@ -17,11 +17,11 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from workers.training import codec, painter, scenes, streams
-from workers.training.material import FRAMES, Batch, Material, Phase, draw_scene, first_frame_condition
+from workers.training.material import FRAMES, Batch, Material, Phase, draw_named, first_frame_condition
 from workers.training.model import CONTENT, build_transformer, first_blocks
 from workers.training.noise import add_noise, draw_sigmas
 from workers.training.shortcuts import ChosenFrames, PaddedCrossAttention, model_inputs
-from workers.training.sketch import Lesson, Sketch, draw_rows, teach
+from workers.training.sketch import Lesson, draw_rows, teach
 from workers.training.streams import LEVELS, Pass, Streams
 from workers.training.units import Units
 
@@ -80,12 +80,14 @@ class Painting:
         painter.lead_words(self.model)
         self.before.load_state_dict(self.model.state_dict())
         self.units.read(self.model)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            sketch = self._sketch(phase, seed)
-            rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-            shown = streams.join(list(self._shown(phase, _ONLY_LAST, rng, generator)))
-            self.units.lay(sketch, shown, self._given(phase, rng, generator), seed)
-        if dist.is_initialized():
+        if not dist.is_initialized():
+            self._lay_sketch(phase, seed)
+        else:
+            threads = torch.get_num_threads()
+            if dist.get_rank() == 0:  # the others wait, so their threads are free
+                torch.set_num_threads(threads * dist.get_world_size())
+                self._lay_sketch(phase, seed)
+                torch.set_num_threads(threads)
             for parameter in self.units.parameters():
                 dist.broadcast(parameter.data, 0)
         self.units.write(self.model)
@@ -121,12 +123,12 @@ class Painting:
         """How far some painted tokens are off, weighted to be an error of pixels, and how far units are open where a
         photo is given."""
         assert self._streams is not None
-        tokens = self._streams.rows(draw_rows(self._bounds, _TOKENS, generator))
+        tokens = self._streams.rows(draw_rows(self._bounds, min(_TOKENS, len(self._bounds)), generator))
         error = self.units(tokens) - tokens.wanted
         paint = painter.content_cost(self.model, error[:, :CONTENT], self.channel_weight).mean()
         held = torch.zeros(())
         for number, closed in enumerate(self._closed):
-            chosen = torch.randint(len(closed), (_HELD_TOKENS,), generator=generator)
+            chosen = torch.randint(len(closed), (min(_HELD_TOKENS, len(closed)),), generator=generator)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 sums = self.units.sums(number, closed[chosen].float())
             held = held + (sums.float() - _CLOSED).clamp_min(0).square().mean()
@@ -158,16 +160,19 @@ class Painting:
         self._streams = None
         self.units.read(self.model)
 
-    def _sketch(self, phase: Phase, seed: int) -> Sketch:
+    def _lay_sketch(self, phase: Phase, seed: int) -> None:
         lesson = Lesson(
-            draw=draw_scene,
+            draw=draw_named,
             content=self._content,
             cost=lambda error: painter.content_cost(self.model, error, self.channel_weight),
             sides=phase.sides,
             steps=phase.sketched,
             pool=max(64, phase.sketched // 2),
         )
-        return teach(lesson, seed)[0]
+        sketch, _ = teach(lesson, seed)
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        shown = streams.join(list(self._shown(phase, _ONLY_LAST, rng, generator)))
+        self.units.lay(sketch, shown, self._given(phase, rng, generator), seed)
 
     def _content(self, pictures: Tensor) -> Tensor:
         """What the patch embedding makes of given first frames [b, 3, S, S] in [0, 1], [b, tokens, `CONTENT`]."""

@@ -1,10 +1,11 @@
 """How people ask for a scene, alone or with a camera motion, in English and in Chinese."""
 
 import random
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from workers.training import captions
+from workers.training import captions, scenes
 from workers.training.captions import Motion
 from workers.training.scenes import COLOURS, LANDSCAPES, Scene
 
@@ -92,6 +93,7 @@ _ENGLISH_PARALLAX: Final = ("{m} with parallax", "{m} with depth", "{m}, near th
 _CHINESE_PARALLAX: Final = ("{m}，带视差", "有视差地{m}", "{m}，近处移动更快", "视差{m}")
 _OWN_COLOUR: Final = MappingProxyType({"sun": "yellow", "moon": "white", "tree": "green"})
 """What colour a thing has that is named without one; the others are red."""
+_OWN_BACKDROP: Final = MappingProxyType({"sun": "sea", "moon": "night"})
 _ENGLISH_FRAMES: Final = ("{s}, {m}", "{m}, {s}", "{s}; {m}", "a video of {s}, {m}", "{s} and {m}")
 _CHINESE_FRAMES: Final = ("{s}，{m}", "{m}，{s}", "{s}的视频，{m}")
 
@@ -99,6 +101,22 @@ _CHINESE_FRAMES: Final = ("{s}，{m}", "{m}，{s}", "{s}的视频，{m}")
 def default_colour(thing: str) -> str:
     """What a thing is painted in that is named without a colour."""
     return _OWN_COLOUR.get(thing, "red")
+
+
+def default_backdrop(thing: str, colour: str) -> str:
+    """What is behind a thing that is named without a backdrop."""
+    if thing in _OWN_BACKDROP:
+        return _OWN_BACKDROP[thing]
+    return "black" if colour == "white" else "white"
+
+
+def draw_scene(rng: random.Random) -> Scene:
+    """A random scene that training may show, one in eight before what need not be named."""
+    scene = scenes.draw_scene(rng)
+    if scene.thing is None or rng.random() > 1 / 8:
+        return scene
+    usual = replace(scene, backdrop=default_backdrop(scene.thing, scene.colour))
+    return usual if scenes.may_train(usual) and scenes.stands_out(usual) else scene
 
 
 def describe(scene: Scene, rng: random.Random, *, language: str | None = None) -> str:
@@ -116,6 +134,8 @@ def _english(scene: Scene, rng: random.Random, *, bare: bool) -> str:
         behind = rng.choice(_ENGLISH_COLOURED).format(c=name)
     if scene.thing is None:
         return f"nothing {behind}" if rng.random() < 0.5 else f"an empty scene {behind}"
+    if _goes_without_saying(scene, rng):
+        behind = ""
     colour = "" if bare else ("gray" if scene.colour == "grey" and rng.random() < 0.3 else scene.colour)
     what = (rng.choice(_ENGLISH_SIZES[scene.size]), colour, rng.choice(_ENGLISH_THINGS[scene.thing]))
     article = rng.choice(("a", "the"))
@@ -131,12 +151,19 @@ def _chinese(scene: Scene, rng: random.Random, *, bare: bool) -> str:
         behind = rng.choice(_CHINESE_COLOURED).format(c=_CHINESE_COLOURS[scene.backdrop])
     if scene.thing is None:
         return f"{behind}什么都没有"
+    if _goes_without_saying(scene, rng):
+        behind = ""
     colour = "" if bare else _CHINESE_COLOURS[scene.colour] + rng.choice(("", "的"))
     what = rng.choice(_CHINESE_SIZES[scene.size]) + colour + rng.choice(_CHINESE_THINGS[scene.thing])
     where = rng.choice(_CHINESE_PLACES[scene.place])
-    if rng.random() < 0.5:
+    if behind + where and rng.random() < 0.5:
         return f"{behind}{where}有一个{what}"
-    return f"一个{what}，{where}{'，' if where else ''}{behind}"
+    return "，".join(part for part in (f"一个{what}", where, behind) if part)
+
+
+def _goes_without_saying(scene: Scene, rng: random.Random) -> bool:
+    assert scene.thing is not None
+    return scene.backdrop == default_backdrop(scene.thing, scene.colour) and rng.random() < 0.6
 
 
 def scene_caption(

@@ -83,6 +83,10 @@ class Scene:
         return (COLOURS[self.backdrop],) * 3
 
 
+NOTHING: Final = Scene(backdrop="grey")
+"""What there is to be seen when a prompt without a photo names no scene."""
+
+
 def scene_code(scene: Scene | None) -> tuple[float, ...]:
     """`SCENE_WIDTH` numbers; all zero if a prompt names no scene. Colours count from mid grey."""
     if scene is None:
@@ -107,6 +111,12 @@ def may_train(scene: Scene) -> bool:
     return all(pair % 7 for pair in pairs)
 
 
+def stands_out(scene: Scene) -> bool:
+    """Whether the thing can be told from what is behind it."""
+    paint, behind = COLOURS[scene.colour], scene.backdrop_colours
+    return min(max(abs(a - b) for a, b in zip(paint, colour, strict=True)) for colour in behind) > 0.25
+
+
 def draw_scene(rng: random.Random, *, train: bool = True) -> Scene:
     """A random scene in which the thing can be told from what is behind it; one in ten has no thing."""
     while True:
@@ -124,9 +134,7 @@ def draw_scene(rng: random.Random, *, train: bool = True) -> Scene:
             size=rng.choice(tuple(SIZES)),
             place=rng.choice(tuple(PLACES)),
         )
-        behind = scene.backdrop_colours
-        apart = [max(abs(a - b) for a, b in zip(COLOURS[scene.colour], c, strict=True)) for c in behind]
-        if may_train(scene) == train and min(apart) > 0.25:
+        if may_train(scene) == train and stands_out(scene):
             return scene
 
 
@@ -258,12 +266,12 @@ def cover(scene: Scene, side: int) -> Tensor:
     return cut_out(scene.shape, scene.colour, SIZES[scene.size], scene.centre, side)[0]
 
 
-def told(scene: Scene, tokens: int) -> Tensor:
+def told(scene: Scene | None, tokens: int) -> Tensor:
     """What a token of a frame of `tokens` by `tokens` can be told, [tokens * tokens, `TOLD`]: its column and row, how
-    far right of and below the thing it is, how large it is, and the scene's code."""
+    far right of and below the thing it is, how large it is, and the scene's code: zeros if none is named."""
     axis = (torch.arange(tokens) + 0.5) * 2 / tokens - 1
     row, column = torch.meshgrid(axis, axis, indexing="ij")
-    across, down = scene.centre
+    across, down = NOTHING.centre if scene is None else scene.centre
     extent = torch.full((tokens, tokens), 8 / tokens - 0.75)
     places = torch.stack([column, row, column - across, row - down, extent], -1).flatten(0, 1)
     return torch.cat([places, torch.tensor(scene_code(scene)).expand(len(places), -1)], 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workers.training import scenes
 from workers.training.model import CONTENT, FLOW_DEPTH
-from workers.training.scenes import Scene
+from workers.training.scenes import NOTHING, Scene
 
 UNITS: Final = 512
 """Hidden units of each layer."""
@@ -73,14 +73,14 @@ class Sketch(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What a sketch is taught: the tokens of `pool` scenes of each of `sides` px, `tokens` of them in each of `steps`
-    steps.
+    """What a sketch is taught: the tokens of `pool` scenes of each of `sides` px, at most `tokens` of them in each of
+    `steps` steps.
 
-    `draw` draws a scene, `content` says what pictures [b, 3, S, S] in [0, 1] are as content [b, tokens, `CONTENT`],
-    `cost` what an error of it [n, `CONTENT`] comes to [n].
+    `draw` draws a scene, or None where none is named; `content` says what pictures [b, 3, S, S] in [0, 1] are as
+    content [b, tokens, `CONTENT`], `cost` what an error of it [n, `CONTENT`] comes to [n].
     """
 
-    draw: Callable[[random.Random], Scene]
+    draw: Callable[[random.Random], Scene | None]
     content: Callable[[Tensor], Tensor]
     cost: Callable[[Tensor], Tensor]
     sides: tuple[int, ...]
@@ -95,8 +95,9 @@ def _tokens(lesson: Lesson, side: int, rng: random.Random) -> tuple[Tensor, Tens
     for start in range(0, lesson.pool, 64):
         some = [lesson.draw(rng) for _ in range(min(64, lesson.pool - start))]
         told += [scenes.told(scene, side // 16) for scene in some]
-        wanted.append(lesson.content(torch.stack([scenes.render(scene, side) for scene in some])).flatten(0, 1))
-        covered = F.avg_pool2d(torch.stack([scenes.cover(scene, side) for scene in some])[:, None], 16).flatten()
+        seen = [scene or NOTHING for scene in some]
+        wanted.append(lesson.content(torch.stack([scenes.render(scene, side) for scene in seen])).flatten(0, 1))
+        covered = F.avg_pool2d(torch.stack([scenes.cover(scene, side) for scene in seen])[:, None], 16).flatten()
         often.append(torch.where((covered > 0.01) & (covered < 0.99), _EDGE, 1.0))
     return torch.cat(told), torch.cat(wanted), torch.cat(often)
 
@@ -115,8 +116,8 @@ def teach(lesson: Lesson, seed: int) -> tuple[Sketch, float]:
     for step in range(lesson.steps):
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 100) * (0.505 + 0.495 * math.cos(math.pi * step / lesson.steps))
-        chosen = draw_rows(bounds, lesson.tokens, generator)
-        inputs = told[chosen] + unsure * torch.randn(lesson.tokens, scenes.TOLD, generator=generator)
+        chosen = draw_rows(bounds, min(lesson.tokens, len(told)), generator)
+        inputs = told[chosen] + unsure * torch.randn(len(chosen), scenes.TOLD, generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = sketch(inputs)
         loss = lesson.cost(made.float() - wanted[chosen]).mean()

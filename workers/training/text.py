@@ -71,6 +71,8 @@ def teach(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, step
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     running = 1.0
     encoder.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small take nine times as long on two
     for _ in range(steps):
         drawn = [draw_caption(rng) for _ in range(96)]
         batch = tokenizer([text for text, _ in drawn], return_tensors="pt", padding=True)
@@ -84,6 +86,7 @@ def teach(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, step
         optimizer.step()
         schedule.step()
         running = 0.98 * running + 0.02 * loss.item()
+    torch.set_num_threads(threads)
     encoder.eval()
     return running
 

@@ -166,6 +166,8 @@ class Trainer:
 
     def _paint(self, phase: Phase, within: int, generator: torch.Generator) -> None:
         begins = not self.painting.begun
+        if begins:
+            self.model.load_state_dict(self.average)
         self.painting.prepare(phase, within, self.seed * 64 + self.rank)
         if begins:
             self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -218,7 +220,7 @@ class Trainer:
 _SIDES: Final = (128, 192, 256)
 PHASES: Final = (
     Phase(steps=320, sides=(96, *_SIDES), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
-    Phase(steps=2600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=3e-5, warm_up=30),
+    Phase(steps=3600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=1e-5, warm_up=30, scenes=0.2, layered=0.2),
     Phase(
         steps=12_000,
         sides=(64, *_SIDES),
@@ -228,10 +230,8 @@ PHASES: Final = (
         final=1e-5,
         warm_up=50,
         paint_only=True,
-        sketched=3000,
+        sketched=2000,
     ),
-    Phase(steps=2400, sides=_SIDES, batch=8, frames=4, peak=2e-4, final=1e-5, warm_up=50, scenes=0.4, layered=0.2),
-    Phase(steps=120, sides=(256,), batch=4, frames=9, peak=3e-5, final=3e-6, warm_up=5, scenes=0.4, layered=0.2),
 )
 
 
