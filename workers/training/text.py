@@ -72,7 +72,7 @@ def teach(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, step
     running = 1.0
     encoder.train()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products this small take nine times as long on two
+    torch.set_num_threads(1)  # products this small only lose by more
     for _ in range(steps):
         drawn = [draw_caption(rng) for _ in range(96)]
         batch = tokenizer([text for text, _ in drawn], return_tensors="pt", padding=True)

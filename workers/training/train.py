@@ -222,9 +222,9 @@ PHASES: Final = (
     Phase(steps=320, sides=(96, *_SIDES), batch=8, frames=4, peak=2e-3, final=2e-4, warm_up=30, flow_only=True),
     Phase(steps=3600, sides=_SIDES, batch=8, frames=4, peak=4e-4, final=1e-5, warm_up=30, scenes=0.2, layered=0.2),
     Phase(
-        steps=12_000,
+        steps=7200,
         sides=(64, *_SIDES),
-        batch=240,
+        batch=120,
         frames=1,
         peak=4e-4,
         final=1e-5,
