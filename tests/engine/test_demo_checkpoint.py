@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
-from workers.training import captions, clips, codec, evaluate, export, text, tiny_checkpoints
+from workers.training import captions, clips, codec, evaluate, export, scene_captions, scenes, text, tiny_checkpoints
 from workers.training.material import Material, Phase
 from workers.training.model import build_transformer
+from workers.training.sampling import Sampler
+from workers.training.scenes import Scene
 from workers.training.shortcuts import ChosenFrames, PaddedCrossAttention, pad_text
 from workers.training.train import Trainer
 
@@ -124,6 +127,40 @@ def test_a_held_out_photo_moves_as_asked(pipeline: WanImageToVideoPipeline, name
     assert captions.MOTIONS[int(distance.argmin())].name == name
 
 
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return Sampler(export.CHECKPOINT)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    "scene",
+    [
+        Scene(backdrop="blue", thing="ball", colour="yellow", size="large", place="left"),
+        Scene(backdrop="snow", thing="box", colour="red", size="large", place="right"),
+    ],
+    ids=lambda scene: scene.backdrop,
+)
+def test_words_alone_show_what_they_name(sampler: Sampler, scene: Scene, language: str) -> None:
+    made = sampler.make(scene_captions.plain_scene(scene, language=language), None, side=128, frames=1).clip
+    picture = (made[:, 0] + 1) / 2
+    for name, values in (("place", scenes.PLACES), ("backdrop", scenes.BACKDROPS), ("colour", ("red", "yellow"))):
+        others = [replace(scene, **{name: value}) for value in values]
+        assert others[scenes.nearest(picture, others)] == scene
+    assert codec.psnr(made[None], scenes.render(scene, 128)[None, :, None] * 2 - 1) > 15
+
+
+def test_what_is_not_named_is_usual(sampler: Sampler) -> None:
+    made = sampler.make("a ball", None, side=128, frames=1).clip
+    usual = Scene(backdrop="white", thing="ball")
+    assert codec.psnr(made[None], scenes.render(usual, 128)[None, :, None] * 2 - 1) > 15
+
+
+def test_words_that_name_no_scene_show_plain_grey(sampler: Sampler) -> None:
+    made = sampler.make("a photo of a cat", None, side=128, frames=1).clip
+    assert codec.psnr(made[None], scenes.render(scenes.NOTHING, 128)[None, :, None] * 2 - 1) > 15
+
+
 def test_a_camera_path_starts_at_the_photo() -> None:
     source = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).expand(
         len(captions.MOTIONS), -1, -1, -1
@@ -194,6 +231,18 @@ def test_the_flow_phase_teaches_only_the_first_blocks(material: Material) -> Non
     assert flow > 0
     assert changed
     assert all(name.startswith(("blocks.0", "blocks.1", "blocks.2")) for name in changed)
+
+
+def test_learning_to_film_leaves_the_painting_as_it_is(material: Material) -> None:
+    phase = Phase(
+        steps=1, sides=(64,), batch=8, frames=3, peak=1e-3, final=1e-3, warm_up=1, scenes=1, last_blocks_only=True
+    )
+    trainer = Trainer(material, [phase], seed=0)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.advance()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[1] for name in changed if name.startswith("blocks.")} == {"3", "4", "5"}
+    assert all(name.startswith(("blocks.", "proj_out.", "scale_shift_table")) for name in changed)
 
 
 @pytest.mark.parametrize("family", tiny_checkpoints.FAMILIES)

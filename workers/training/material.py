@@ -30,8 +30,9 @@ class Phase:
 
     `flow_only` runs just the first blocks and teaches them where to look, `paint_only` teaches the painter's units
     what a first frame that is not given should hold, after a sketch has been taught that in `sketched` steps; its
-    `batch` is what each side has in one round (`painting.py`). `scenes` is the share of batches over scenes,
-    `layered` that of batches with a thing that moves by itself or with parallax.
+    `batch` is what each side has in one round (`painting.py`). `last_blocks_only` leaves the painting as it is and
+    teaches the rest of the model to film it. `scenes` is the share of batches over scenes, whose first frame is given
+    but in these two; `layered` is that of batches with a thing that moves by itself or with parallax.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class Phase:
     flow_only: bool = False
     paint_only: bool = False
     sketched: int = 0
+    last_blocks_only: bool = False
     flow_weight: float = 0.5
     scenes: float = 0.0
     layered: float = 0.0
@@ -87,7 +89,7 @@ class Material:
         size = max(1, round(phase.batch * (128 / side) ** 2))
         frames = torch.tensor([0, *sorted(rng.sample(range(1, FRAMES), phase.frames - 1))])
         if phase.paint_only or kind < phase.scenes:
-            return self._scenes(side, size, frames, rng, given=not phase.paint_only)
+            return self._scenes(side, size, frames, rng, given=not (phase.paint_only or phase.last_blocks_only))
         if kind < phase.scenes + phase.layered:
             return self._layered(side, size, frames, rng, generator)
         return self._filmed(side, size, frames, rng, generator)

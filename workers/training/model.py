@@ -261,6 +261,14 @@ def keep_flow_gradients(model: WanTransformer3DModel) -> None:
                     parameter.grad[:_FLOW] = 0
 
 
+def drop_first_gradients(model: WanTransformer3DModel) -> None:
+    """Drop all gradients but those of the blocks after the first and of what comes after them."""
+    kept = tuple(f"blocks.{number}." for number in range(FLOW_DEPTH, LAYERS))
+    for name, parameter in model.named_parameters():
+        if not name.startswith((*kept, "proj_out.")) and name != "scale_shift_table":
+            parameter.grad = None
+
+
 class _Enough(Exception):
     """The first blocks have run and the rest of the forward pass is not wanted."""
 

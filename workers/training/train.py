@@ -25,6 +25,7 @@ from workers.training.model import (
     build_transformer,
     calibrate,
     correct,
+    drop_first_gradients,
     flow_error,
     keep_flow_gradients,
     prime,
@@ -158,6 +159,8 @@ class Trainer:
         loss.backward()
         if phase.flow_only:
             keep_flow_gradients(self.model)
+        if phase.last_blocks_only:
+            drop_first_gradients(self.model)
         self._average_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -231,6 +234,9 @@ PHASES: Final = (
         warm_up=50,
         paint_only=True,
         sketched=2000,
+    ),
+    Phase(
+        steps=300, sides=_SIDES, batch=8, frames=4, peak=1e-4, final=5e-6, warm_up=20, scenes=0.5, last_blocks_only=True
     ),
 )
 
