@@ -170,20 +170,25 @@ def test_near_rows_move_faster() -> None:
     assert shift.across[0, 1, -1, 0] == pytest.approx(4 * clips.PAN_PX * layers.NEAR)
 
 
-@pytest.mark.parametrize("kind", ["scenes", "layered"])
+@pytest.mark.parametrize("kind", ["scenes", "painted", "filmed", "layered"])
 def test_a_batch_of_another_kind_has_the_shapes_of_any(material: Material, kind: str) -> None:
-    shares = (1.0, 0.0) if kind == "scenes" else (0.0, 1.0)
-    phase = Phase(steps=1, sides=(64,), batch=2, frames=3, peak=0, final=0, scenes=shares[0], layered=shares[1])
+    plain = Phase(steps=1, sides=(64,), batch=2, frames=3, peak=0, final=0)
+    phase = {
+        "scenes": replace(plain, scenes=1),
+        "painted": replace(plain, paint_only=True),
+        "filmed": replace(plain, scenes=1, last_blocks_only=True),
+        "layered": replace(plain, layered=1),
+    }[kind]
     one, two = (material.draw(phase, random.Random(5), torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(one.clean, two.clean)
     assert torch.equal(one.words, two.words)
     assert one.clean.shape == (8, codec.LATENT_CHANNELS, 3, 8, 8)
     assert one.flow.shape == (8, 3 * 16, FLOW_WIDTH)
-    given = 1.0 if kind == "layered" else IMAGINED
-    assert (one.mask[:, :, 0] == given).all()
+    given = kind in ("scenes", "layered")
+    assert (one.mask[:, :, 0] == (1.0 if given else IMAGINED)).all()
     assert not one.mask[:, :, 1:].any()
     shown = torch.equal(one.condition[:, :, 0], one.clean[:, :, 0])
-    assert shown == (kind == "layered")
+    assert shown == given
 
 
 def test_the_examinations_ask_for_what_was_never_shown() -> None:
